@@ -1,0 +1,205 @@
+r"""Denoisers: estimates of :math:`E[x_0 | x_t]`, whatever the network predicts.
+
+With :math:`x_t = \alpha x_0 + \sigma\varepsilon` and :math:`v = \alpha\varepsilon - \sigma x_0` (Salimans & Ho 2022,
+appendix D), the one estimate D gives every other:
+
+.. math:: \hat\varepsilon = \frac{x_t - \alpha D}{\sigma}, \qquad \hat v = \frac{\alpha x_t - (\alpha^2 + \sigma^2) D}{\sigma},
+          \qquad \nabla\log q(x_t) = \frac{\alpha D - x_t}{\sigma^2} .
+
+A network F sees the point scaled to unit variance, :math:`x_t/s` with :math:`s^2 = \alpha^2 + \sigma^2` (1 for
+variance-preserving schedules; data are standardised), and its output F is read as
+
+.. math::
+    \text{epsilon:}\; D = \frac{x_t - \sigma F}{\alpha}, \qquad \text{x0:}\; D = F, \qquad
+    \text{v:}\; D = \frac{\alpha x_t - \sigma F}{s^2}, \qquad
+    \text{edm:}\; D = \frac{\alpha}{s^2} x_t + \frac{\sigma}{s} F .
+
+`edm` is Karras et al. 2022, eq. 7 and table 1 with :math:`\sigma_{data} = 1`, written for any :math:`\alpha`. Training
+minimises :math:`w\,|F - F^\ast|^2` with :math:`F^\ast` the output that would give :math:`x_0`; per parameterisation
+:math:`|F - F^\ast|^2 = k\,|D - x_0|^2`, so that a weighting is the same whatever the network predicts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ddpmlab.data.laws import Law
+from ddpmlab.schedules import Schedule
+
+PARAMETERISATIONS = ("epsilon", "x0", "v", "edm")
+WEIGHTINGS = ("simple", "snr+1 inverse", "min-snr", "edm")
+MIN_SNR_GAMMA = 5.0
+_TINY = 1e-12
+
+
+class Denoising(nn.Module):
+    """The interface of everything that denoises: a schedule, the size of a point, and `forward(x_t, t)` = D."""
+
+    schedule: Schedule
+    dim: int | None
+
+    def scales(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma at t as `(n, 1)` or `(1, 1)` tensors of the dtype and device of `x_t`."""
+        if x_t.ndim != 2 or len(x_t) == 0:
+            raise ValueError(f"x_t has shape {tuple(x_t.shape)}; need (n, dim) with n at least 1")
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if t.ndim > 1 or t.numel() not in (1, len(x_t)):
+            raise ValueError(f"t has shape {tuple(t.shape)}; need one time, or one per point ({len(x_t)})")
+        alpha, sigma = self.schedule(t.cpu())
+        return tuple(a.reshape(-1, 1).to(x_t) for a in (alpha, sigma))
+
+    def epsilon(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        r"""Predicted noise :math:`(x_t - \alpha D)/\sigma`, `(n, dim)`."""
+        alpha, sigma = self.scales(x_t, t)
+        return (x_t - alpha * self(x_t, t)) / sigma
+
+    def v(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        r"""Predicted velocity :math:`\alpha\hat\varepsilon - \sigma D`, `(n, dim)`."""
+        alpha, sigma = self.scales(x_t, t)
+        return (alpha * x_t - (alpha**2 + sigma**2) * self(x_t, t)) / sigma
+
+    def score(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        r"""Predicted score :math:`(\alpha D - x_t)/\sigma^2`, `(n, dim)`."""
+        alpha, sigma = self.scales(x_t, t)
+        return (alpha * self(x_t, t) - x_t) / sigma**2
+
+
+class Denoiser(Denoising):
+    """A network read as a denoiser.
+
+    Args:
+        network: maps points `(n, dim)` and conditioning numbers `(n,)` to `(n, dim)`.
+        schedule: the forward process.
+        parameterisation: `epsilon`, `x0`, `v` or `edm`. `edm` conditions the network on a quarter of
+            ln(sigma / alpha), the others on t / t_max.
+
+    Raises:
+        ValueError: unknown parameterisation; or epsilon with a terminal SNR of 0, where it says nothing of x0.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, parameterisation: str = "epsilon"):
+        super().__init__()
+        if parameterisation not in PARAMETERISATIONS:
+            raise ValueError(
+                f"unknown parameterisation {parameterisation!r}; choose one of: {', '.join(PARAMETERISATIONS)}"
+            )
+        if parameterisation == "epsilon" and schedule.terminal_snr == 0:
+            raise ValueError("epsilon prediction cannot start from a terminal SNR of 0; choose x0, v or edm")
+        self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
+        self.dim = getattr(network, "dim", None)
+
+    def _condition(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.parameterisation == "edm":
+            return 0.25 * (sigma / alpha).clamp(1e-5, 1e5).log()[:, 0]
+        return (t / self.schedule.t_max).to(alpha).reshape(-1)
+
+    def _output(self, x_t, t, alpha, sigma, label):
+        """Network output F, `(n, dim)`."""
+        dtype = next(self.network.parameters()).dtype
+        if x_t.dtype != dtype:
+            raise TypeError(f"x_t has dtype {x_t.dtype}, the network {dtype}; convert one with .to(...)")
+        scaled = x_t / (alpha**2 + sigma**2).sqrt()
+        condition = self._condition(torch.as_tensor(t, dtype=torch.float64), alpha, sigma).expand(len(x_t))
+        return self.network(scaled, condition, *([label] if label is not None else []))
+
+    def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        r"""Estimate :math:`E[x_0 | x_t]`.
+
+        Args:
+            x_t: noisy points `(n, dim)`.
+            t: one time, or `(n,)`.
+            label: classes `(n,)` of a conditional network.
+
+        Raises:
+            ValueError: shapes that do not fit, or a time off the schedule.
+            TypeError: `x_t` and the network have different dtypes.
+        """
+        alpha, sigma = self.scales(x_t, t)
+        output = self._output(x_t, t, alpha, sigma, label)
+        if self.parameterisation == "x0":
+            return output
+        if self.parameterisation == "epsilon":
+            return (x_t - sigma * output) / alpha
+        variance = alpha**2 + sigma**2
+        if self.parameterisation == "v":
+            return (alpha * x_t - sigma * output) / variance
+        return alpha / variance * x_t + sigma / variance.sqrt() * output
+
+    def loss(
+        self, x0: Tensor, t: Tensor, noise: Tensor, weighting: str = "simple", label: Tensor | None = None
+    ) -> Tensor:
+        r"""Training loss per point, `(n,)`: :math:`w_t\,|F - F^\ast|^2/d` in the network's own output.
+
+        Weightings, as the factor on :math:`|\hat\varepsilon - \varepsilon|^2 = \mathrm{SNR}\,|D - x_0|^2`:
+
+        - `simple`: the network's output unweighted, w = 1 (Ho et al. 2020, eq. 14);
+        - `snr+1 inverse`: :math:`1/(1 + \mathrm{SNR})` on the epsilon loss, as in the two-moons report;
+        - `min-snr`: :math:`\min(\mathrm{SNR}, \gamma)` on the x0 loss, :math:`\gamma` = 5 (Hang et al. 2023, eq. 8);
+        - `edm`: :math:`(1 + \mathrm{SNR})` on the x0 loss (Karras et al. 2022, :math:`\lambda(\sigma)` of table 1),
+          which is w = 1 for `edm` and `v`.
+
+        Every weight is finite, at SNR = 0 and SNR = infinity too.
+
+        Raises:
+            ValueError: unknown weighting.
+        """
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
+        alpha, sigma = self.scales(x0, t)
+        variance = alpha**2 + sigma**2
+        output = self._output(alpha * x0 + sigma * noise, t, alpha, sigma, label)
+        target = {
+            "epsilon": noise,
+            "x0": x0,
+            "v": alpha * noise - sigma * x0,
+            "edm": (sigma * x0 - alpha * noise) / variance.sqrt(),
+        }[self.parameterisation]
+        error = (output - target).square().mean(1)
+        if weighting == "simple":
+            return error
+        # a = SNR/(1 + SNR), b = 1/(1 + SNR); both weights below are per |D - x0|^2 and carry a common factor b
+        a, b = (alpha**2 / variance).clamp(min=_TINY), (sigma**2 / variance).clamp(min=_TINY)
+        own = {"epsilon": a, "x0": b, "v": variance, "edm": 1.0}[self.parameterisation]
+        wanted = {"snr+1 inverse": a * b, "min-snr": torch.minimum(a, MIN_SNR_GAMMA * b), "edm": 1.0}[weighting]
+        return error * torch.as_tensor(wanted / own).to(error).reshape(-1).expand_as(error)
+
+
+class ExactDenoiser(Denoising):
+    r"""The best possible denoiser of a law, :math:`E[x_0 | x_t]` itself, through the same interface.
+
+    Its loss is the smallest that any network can reach. Computed in float64; returns the dtype of `x_t`.
+
+    Args:
+        law: the law in the units of `x_t`, usually `law.standardised()`.
+        schedule: the forward process.
+    """
+
+    def __init__(self, law: Law, schedule: Schedule):
+        super().__init__()
+        self.law, self.schedule, self.dim = law, schedule, law.dim
+
+    def forward(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """Exact posterior mean `(n, dim)`; the mean of the law where alpha is 0."""
+        alpha, sigma = (a.to(torch.float64) for a in self.scales(x_t.double(), t))
+        # at alpha = 0 the point says nothing: 1e-12 stands for "nothing" and keeps the quadrature finite
+        return self.law.denoise(x_t, alpha.clamp(min=1e-12), sigma).to(x_t)
+
+
+class Guided(Denoising):
+    r"""Classifier-free guidance (Ho & Salimans 2022, eq. 6): :math:`D_\emptyset + g\,(D_y - D_\emptyset)`.
+
+    Args:
+        conditional: a conditional denoiser, called as `conditional(x_t, t, label)`.
+        label: one class, or classes `(n,)`.
+        scale: guidance g; 0 unconditional, 1 conditional, above 1 sharper.
+    """
+
+    def __init__(self, conditional: Denoising, label: int | Tensor, scale: float = 1.0):
+        super().__init__()
+        self.conditional, self.schedule, self.dim = conditional, conditional.schedule, conditional.dim
+        self.label, self.scale = torch.as_tensor(label), scale
+
+    def forward(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """Guided estimate `(n, dim)`."""
+        label = self.label.to(x_t.device).expand(len(x_t))
+        free = self.conditional(x_t, t)
+        return free + self.scale * (self.conditional(x_t, t, label) - free)

@@ -1,0 +1,452 @@
+"""Experiments: a frozen config is trained, sampled and scored, and each stage is cached by content.
+
+A cache key is the hash of the part of the config that a stage depends on and of the package code that it runs
+(docstrings and comments aside), so a changed metric scores again but does not train again. Every entry carries the
+checksums of its files: a damaged one is named, dropped and rebuilt.
+"""
+
+import ast
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import pooch
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpmlab import data, networks, samplers, schedules
+from ddpmlab.denoisers import PARAMETERISATIONS, WEIGHTINGS, Denoiser
+from ddpmlab.files import atomic
+from ddpmlab.metrics import calibration
+from ddpmlab.training import CheckpointError, Fit, fit
+
+COLUMNS = (
+    *("study", "dataset", "variant", "seed", "metric", "n"),
+    *("value", "floor_mean", "floor_sd", "ceiling", "p_value"),
+)
+
+_CODE = {
+    "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "training.py"),
+    "sample": ("samplers.py",),
+    "score": ("metrics/*.py", "experiment.py"),
+}
+_STAGES = tuple(_CODE)
+
+
+class DamagedCacheWarning(UserWarning):
+    """A cache entry failed its checksum and is rebuilt."""
+
+
+def cache_folder() -> Path:
+    """Where results are kept: `DDPMLAB_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("DDPMLAB_CACHE") or pooch.os_cache("ddpmlab"))
+
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@validated(frozen=True, config=_STRICT)
+class Training:
+    """How to train: the options of `training.fit`, where each is explained.
+
+    Give `epochs` (passes over the training split) or `n_steps`.
+    """
+
+    epochs: float | None = None
+    n_steps: int | None = None
+    keep_epochs: tuple[float, ...] = ()
+    keep_steps: tuple[int, ...] = ()
+    batch_size: int = 1_024
+    learning_rate: float = 1e-3
+    decay: str = "none"
+    warmup: int = 0
+    optimiser: str = "adam"
+    weight_decay: float = 0.01
+    grad_clip: float | None = None
+    weighting: str = "simple"
+    times: str = "uniform"
+    log_normal: tuple[float, float] = (-1.2, 1.2)
+    ema_decay: float | None = None
+    ema_sigma_rel: float | None = None
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.n_steps is None):
+            raise ValueError("give either epochs or n_steps")
+        budget = self.epochs if self.epochs is not None else self.n_steps
+        if budget <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError("epochs or n_steps, batch_size and learning_rate must all be positive")
+        if self.keep_epochs and (self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget):
+            raise ValueError(f"keep_epochs = {self.keep_epochs} must lie within epochs = {self.epochs}")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {self.weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
+
+    def step_of(self, epochs: float, n_points: int) -> int:
+        """The optimiser step at which a number of passes over `n_points` is complete."""
+        return max(1, round(epochs * n_points / self.batch_size))
+
+    def options(self, n_points: int) -> dict[str, Any]:
+        """Keyword arguments of `fit` for a training set of `n_points`."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        epochs, keep_epochs = options.pop("epochs"), options.pop("keep_epochs")
+        if epochs is not None:
+            options["n_steps"] = self.step_of(epochs, n_points)
+        options["keep_steps"] = sorted({*options["keep_steps"], *(self.step_of(e, n_points) for e in keep_epochs)})
+        return options
+
+
+@validated(frozen=True, config=_STRICT)
+class Experiment:
+    """One run, complete: what is learned, with what, how it is sampled and how it is scored.
+
+    A named part is a mapping with its `name` and its options, as its module's `make` takes them:
+    `schedule={"name": "linear", "n_steps": 50}`. Every part is built once at construction, so a wrong name or option
+    fails here.
+
+    Args:
+        law: name of a law; always learned in standardised units.
+        schedule, network, sampler: named parts.
+        parameterisation: see `denoisers`.
+        training: how to train.
+        n_samples: how many points to draw.
+        metrics: names of scores, see `SCORES`.
+        average: sample from the averaged weights instead of the last ones.
+        seed: fixes everything.
+    """
+
+    law: str
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "linear"})
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    parameterisation: str = "epsilon"
+    training: Training = field(default_factory=lambda: Training(epochs=100))
+    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "ddpm"})
+    n_samples: int = 5_000
+    metrics: tuple[str, ...] = ("emd_128",)
+    average: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.parameterisation not in PARAMETERISATIONS:
+            raise ValueError(
+                f"unknown parameterisation {self.parameterisation!r}; choose one of: {', '.join(PARAMETERISATIONS)}"
+            )
+        if self.n_samples < 2:
+            raise ValueError(f"n_samples = {self.n_samples}; scores need at least 2 points")
+        unknown = [name for name in self.metrics if name not in SCORES]
+        if unknown:
+            raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted(SCORES))}")
+        if self.average and self.training.ema_decay is None and self.training.ema_sigma_rel is None:
+            raise ValueError("average=True needs training with ema_decay or ema_sigma_rel")
+        self.build()
+        build(samplers.SAMPLERS, self.sampler)
+
+    def build(self) -> Denoiser:
+        """An untrained denoiser of this config."""
+        network = build(networks.NETWORKS, {**self.network, "dim": data.LAWS[self.law].dim})
+        return Denoiser(network, build(schedules.SCHEDULES, self.schedule), self.parameterisation)
+
+
+def build(registry, part: Mapping[str, Any]) -> Any:
+    """Make a named part: `{"name": ..., **options}`."""
+    if "name" not in part:
+        raise ValueError(f"a {registry.kind} needs a 'name', got {dict(part)}; choose one of: {', '.join(registry)}")
+    return registry.make(part["name"], **{k: v for k, v in part.items() if k != "name"})
+
+
+@cache
+def _standardised(name: str):
+    return data.make(name).standardised()
+
+
+# --- the cache -------------------------------------------------------------------------------------------------
+
+
+@cache
+def code_hash(stage: str) -> str:
+    """Hash of the code that a stage and those before it run; docstrings and comments do not count."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for name in _STAGES[: _STAGES.index(stage) + 1]:
+        for path in sorted(p for pattern in _CODE[name] for p in root.glob(pattern)):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                    if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                        body.pop(0)
+            digest.update(path.name.encode() + ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _key(config: Experiment, stage: str, **extra) -> str:
+    described = asdict(config)
+    if stage != "score":
+        del described["metrics"]
+    if stage == "train":
+        for name in ("sampler", "n_samples", "average"):
+            del described[name]
+    text = json.dumps([described, extra, code_hash(stage)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_entry(folder: Path) -> bool:
+    """Whether a complete, undamaged entry is there; a damaged one is named and removed."""
+    seal = folder / "checksums.json"
+    if not seal.exists():
+        return False
+    try:
+        sums = json.loads(seal.read_text())
+        bad = [name for name, digest in sums.items() if not (folder / name).exists() or _digest(folder / name) != digest]
+    except (ValueError, AttributeError):
+        bad = [seal.name]
+    if bad:
+        warnings.warn(f"cache entry {folder} is damaged ({', '.join(bad)}); building it again", DamagedCacheWarning, 3)
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums last: an entry without them is not there."""
+    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name != "checksums.json"]
+    with atomic(folder / "checksums.json") as temporary:
+        temporary.write_text(json.dumps({p.name: _digest(p) for p in files}, indent=1))
+
+
+def _save_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str))
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+
+
+# --- the stages ------------------------------------------------------------------------------------------------
+
+
+def train(config: Experiment, progress: bool = False, on_step: Callable[[int], None] | None = None) -> Fit:
+    """Train, or fetch from the cache; a run that was interrupted continues from its checkpoint."""
+    folder = cache_folder() / "train" / _key(config, "train")
+    if not _read_entry(folder):
+        denoiser = config.build()
+        points = _standardised(config.law).split().train
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = folder / ".checkpoint.safetensors"
+        options = config.training.options(len(points))
+        start = perf_counter()
+        for attempt in (1, 2):
+            try:
+                result = fit(
+                    denoiser, points, seed=config.seed, checkpoint=checkpoint, progress=progress,
+                    context=str(config), on_step=on_step, **options,
+                )  # fmt: skip
+                break
+            except CheckpointError as error:
+                if attempt == 2:
+                    raise
+                warnings.warn(f"{error}; starting this run anew", DamagedCacheWarning, 2)
+                checkpoint.unlink()
+        tensors = {f"weights/{s}/{k}": v for s in result.weights for k, v in result.weights[s].items()}
+        tensors |= {f"average/{s}/{k}": v for s in result.averages for k, v in result.averages[s].items()}
+        _save_tensors(folder / "weights.safetensors", tensors)
+        note = {"losses": result.losses, "seconds": result.seconds, "wall": perf_counter() - start}
+        _save_json(folder / "training.json", note)
+        _save_json(folder / "config.json", asdict(config))
+        _seal(folder)
+        checkpoint.unlink(missing_ok=True)
+    note = json.loads((folder / "training.json").read_text())
+    result = Fit(losses=note["losses"], seconds=note["seconds"])
+    for name, tensor in load_file(folder / "weights.safetensors").items():
+        kind, step, key = name.split("/", 2)
+        kept = result.weights if kind == "weights" else result.averages
+        kept.setdefault(int(step), {})[key] = tensor
+    return result
+
+
+def trained(config: Experiment, step: int | None = None) -> Denoiser:
+    """The trained denoiser of a config, at its last step or at one that was kept."""
+    result = train(config)
+    kept = result.averages if config.average else result.weights
+    step = max(kept) if step is None else step
+    if step not in kept:
+        raise ValueError(f"no weights were kept at step {step}; kept: {sorted(kept)}")
+    denoiser = config.build()
+    denoiser.network.load_state_dict(kept[step], strict=False)
+    return denoiser.eval().requires_grad_(False)
+
+
+def sample(config: Experiment, step: int | None = None) -> tuple[Tensor, dict[str, float]]:
+    """Samples `(n_samples, dim)` of a trained config, and `seconds_sample` and `nfe`; cached."""
+    folder = cache_folder() / "sample" / _key(config, "sample", step=step)
+    if not _read_entry(folder):
+        denoiser, sampler = trained(config, step), build(samplers.SAMPLERS, config.sampler)
+        start = perf_counter()
+        points = sampler.sample(denoiser, config.n_samples, seed=config.seed + 1_000_003)
+        seconds = perf_counter() - start
+        n_steps = len(denoiser.schedule.times(sampler.n_steps, sampler.spacing)) - 1
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_tensors(folder / "samples.safetensors", {"x": points})
+        _save_json(folder / "sampling.json", {"seconds_sample": seconds, "nfe": sampler.nfe(n_steps)})
+        _seal(folder)
+    return load_file(folder / "samples.safetensors")["x"], json.loads((folder / "sampling.json").read_text())
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of the results contract: how many points it compares, and the function of (x, y) samples.
+
+    The value of a run is the mean over `repeats` draws of `n` generated against `n` test points.
+    """
+
+    n: int
+    function: Callable[[Tensor, Tensor], float]
+    repeats: int
+
+
+SCORES: dict[str, Score] = {"emd_128": Score(128, calibration.emd_total, 50)}
+
+
+def score(config: Experiment, step: int | None = None) -> dict[str, float]:
+    """Values of the config's metrics on its samples against the law's test split; cached."""
+    folder = cache_folder() / "score" / _key(config, "score", step=step)
+    if not _read_entry(folder):
+        points, cost = sample(config, step)
+        test = _standardised(config.law).split().test
+        values = {"seconds_train": train(config).seconds, **cost}
+        kept = points.isfinite().all(1)
+        values["divergent_share"] = float((~kept | (points.abs() > calibration.DIVERGENT).any(1)).double().mean())
+        for name in config.metrics:
+            values[name] = calibration.mean_score(SCORES[name], points[kept].double(), test, seed=config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_json(folder / "scores.json", values)
+        _seal(folder)
+    return json.loads((folder / "scores.json").read_text())
+
+
+def calibrated(law: str, metric: str, repeats: int = 200) -> calibration.Calibration:
+    """Floor and ceiling of a metric for a law, by its fresh samples against its test split; cached."""
+    text = json.dumps([law, metric, repeats, code_hash("score")])
+    folder = cache_folder() / "calibration" / hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not _read_entry(folder):
+        found = calibration.calibrate(SCORES[metric], _standardised(law), repeats)
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_json(folder / "calibration.json", asdict(found))
+        _seal(folder)
+    return calibration.Calibration(**json.loads((folder / "calibration.json").read_text()))
+
+
+# --- many runs -------------------------------------------------------------------------------------------------
+
+
+def _work(config: Experiment, steps: tuple[int | None, ...]) -> list[dict[str, float]]:
+    torch.set_num_threads(1)  # one run, one core: bits that do not depend on the number of cores, and no contention
+    return [score(config, step) for step in steps]
+
+
+def _is_scored(config: Experiment, wanted: list[tuple[str, int | None]]) -> bool:
+    keys = [_key(config, "score", step=step) for _, step in wanted]
+    return all((cache_folder() / "score" / key / "checksums.json").exists() for key in keys)
+
+
+def _rows(study, config, wanted, scores) -> list[tuple]:
+    return [
+        (study, config.law, variant, config.seed, metric, value)
+        for (variant, _), values in zip(wanted, scores, strict=True)
+        for metric, value in values.items()
+    ]
+
+
+def run(config: Experiment, steps: Iterable[int | None] = (None,), progress: bool = False) -> list[dict[str, float]]:
+    """Train, sample and score one config, at its last step or at several that were kept."""
+    train(config, progress=progress)
+    return [score(config, step) for step in steps]
+
+
+def run_all(
+    study: str,
+    experiments: Mapping[str, Experiment] | Iterable[tuple[str, Experiment, int | None]],
+    seeds: Iterable[int],
+    workers: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run every variant with every seed, side by side on the machine's cores, and return the tidy table.
+
+    Args:
+        study: name of the study, for the table.
+        experiments: variant -> config; or (variant, config, step) triples when one training run, stopped at several
+            steps, gives several variants.
+        seeds: seeds to give each config.
+        workers: processes; the number of cores if omitted.
+        progress: show a text progress bar.
+
+    Returns:
+        One row per (variant, seed, metric), columns `COLUMNS`.
+    """
+    if isinstance(experiments, Mapping):
+        experiments = [(variant, config, None) for variant, config in experiments.items()]
+    jobs: dict[str, tuple[Experiment, list[tuple[str, int | None]]]] = {}
+    for variant, config, step in experiments:
+        for seed in seeds:
+            seeded = replace(config, seed=seed)
+            jobs.setdefault(str(seeded), (seeded, []))[1].append((variant, step))
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    todo = {k: job for k, job in jobs.items() if not _is_scored(*job)}
+    workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
+    for config, wanted in (job for k, job in jobs.items() if k not in todo):
+        rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {
+            pool.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
+            for config, wanted in todo.values()
+        }
+        bar = tqdm(as_completed(futures), total=len(futures), desc=study, disable=not progress or not futures, mininterval=1.0)
+        try:
+            for future in bar:
+                config, wanted = futures[future]
+                rows += _rows(study, config, wanted, future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    table = pd.DataFrame(rows, columns=["study", "dataset", "variant", "seed", "metric", "value"])
+    for (law, metric), group in table.groupby(["dataset", "metric"]):
+        if metric in SCORES:
+            reference = calibrated(law, metric)
+            columns = ["n", "floor_mean", "floor_sd", "ceiling"]
+            table.loc[group.index, columns] = [
+                SCORES[metric].n, reference.floor_mean, reference.floor_sd, reference.ceiling_mean,
+            ]  # fmt: skip
+    order = {variant: i for i, (variant, _, _) in enumerate(experiments)}
+    table = table.reindex(columns=COLUMNS)
+    table["n"] = table["n"].astype("Int64")
+    return table.sort_values(
+        ["dataset", "variant", "seed", "metric"],
+        key=lambda column: column.map(order) if column.name == "variant" else column,
+        ignore_index=True,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions and device, for the provenance of a page."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"device": device, "ddpmlab": version("ddpmlab"), "torch": torch.__version__, "code": code_hash("score")[:12]}

@@ -3,8 +3,8 @@ r"""Denoisers: estimates of :math:`E[x_0 | x_t]`, whatever the network predicts.
 With :math:`x_t = \alpha x_0 + \sigma\varepsilon` and :math:`v = \alpha\varepsilon - \sigma x_0` (Salimans & Ho 2022,
 appendix D), the one estimate D gives every other:
 
-.. math:: \hat\varepsilon = \frac{x_t - \alpha D}{\sigma}, \qquad \hat v = \frac{\alpha x_t - (\alpha^2 + \sigma^2) D}{\sigma},
-          \qquad \nabla\log q(x_t) = \frac{\alpha D - x_t}{\sigma^2} .
+.. math:: \hat\varepsilon = \frac{x_t - \alpha D}{\sigma}, \qquad
+          \hat v = \frac{\alpha x_t - (\alpha^2 + \sigma^2) D}{\sigma}, \qquad \nabla\log q(x_t) = \frac{\alpha D - x_t}{\sigma^2} .
 
 A network F sees the point scaled to unit variance, :math:`x_t/s` with :math:`s^2 = \alpha^2 + \sigma^2` (1 for
 variance-preserving schedules; data are standardised), and its output F is read as

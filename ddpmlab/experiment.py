@@ -42,7 +42,7 @@ COLUMNS = (
 )
 
 _CODE = {
-    "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "training.py"),
+    "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "ema.py", "training.py"),
     "sample": ("samplers.py",),
     "score": ("metrics/*.py", "experiment.py"),
 }
@@ -91,7 +91,9 @@ class Training:
         budget = self.epochs if self.epochs is not None else self.n_steps
         if budget <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ValueError("epochs or n_steps, batch_size and learning_rate must all be positive")
-        if self.keep_epochs and (self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget):
+        if self.keep_epochs and (
+            self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget
+        ):
             raise ValueError(f"keep_epochs = {self.keep_epochs} must lie within epochs = {self.epochs}")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"unknown weighting {self.weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
@@ -214,7 +216,9 @@ def _read_entry(folder: Path) -> bool:
         return False
     try:
         sums = json.loads(seal.read_text())
-        bad = [name for name, digest in sums.items() if not (folder / name).exists() or _digest(folder / name) != digest]
+        bad = [
+            name for name, digest in sums.items() if not (folder / name).exists() or _digest(folder / name) != digest
+        ]
     except (ValueError, AttributeError):
         bad = [seal.name]
     if bad:
@@ -420,7 +424,9 @@ def run_all(
             pool.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
             for config, wanted in todo.values()
         }
-        bar = tqdm(as_completed(futures), total=len(futures), desc=study, disable=not progress or not futures, mininterval=1.0)
+        bar = tqdm(
+            as_completed(futures), total=len(futures), desc=study, disable=not progress or not futures, mininterval=1.0
+        )
         try:
             for future in bar:
                 config, wanted = futures[future]
@@ -449,4 +455,9 @@ def run_all(
 def environment() -> dict[str, str]:
     """Versions and device, for the provenance of a page."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return {"device": device, "ddpmlab": version("ddpmlab"), "torch": torch.__version__, "code": code_hash("score")[:12]}
+    return {
+        "device": device,
+        "ddpmlab": version("ddpmlab"),
+        "torch": torch.__version__,
+        "code": code_hash("score")[:12],
+    }

@@ -11,6 +11,7 @@ a step works for variance-preserving and variance-exploding schedules alike. The
 keep: `*states, x0 = sampler(denoiser, n=100, seed=0)`.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ class Sampler(ABC):
 
     def _states(self, run: Run, x: Tensor, times: list[float]) -> Iterator[Tensor]:
         yield x
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             with torch.no_grad():
                 x = self.step(run, x, t, s)
             yield x
@@ -177,7 +178,9 @@ class DDPM(Sampler):
 
 @SAMPLERS.register("ddim")
 class DDIM(Sampler):
-    r"""DDIM (Song et al. 2021, eq. 12): :math:`x_s = \alpha_s D + \sqrt{\sigma_s^2 - \eta^2\tilde\sigma^2}\,\hat\varepsilon + \eta\tilde\sigma z`.
+    r"""DDIM (Song et al. 2021, eq. 12).
+
+    .. math:: x_s = \alpha_s D + \sqrt{\sigma_s^2 - \eta^2\tilde\sigma^2}\,\hat\varepsilon + \eta\tilde\sigma z
 
     Args:
         eta: 0 deterministic, 1 as noisy as ancestral sampling.
@@ -208,8 +211,8 @@ def _euler(x: Tensor, data: Tensor, scales_t, scales_s) -> Tensor:
 class Euler(Sampler):
     r"""Euler's method on the probability-flow ODE in the noise level (Karras et al. 2022, eq. 4).
 
-    With :math:`\hat x = x/\alpha` and :math:`\hat\sigma = \sigma/\alpha`, :math:`d\hat x/d\hat\sigma = \hat\varepsilon`,
-    so a step is :math:`\hat x_s = \hat x_t + (\hat\sigma_s - \hat\sigma_t)\hat\varepsilon`: the same map as DDIM's at
+    With :math:`\hat x = x/\alpha` and :math:`\hat\sigma = \sigma/\alpha` the ODE reads
+    :math:`d\hat x/d\hat\sigma = \hat\varepsilon`, so a step is :math:`\hat x_s = \hat x_t + (\hat\sigma_s - \hat\sigma_t)\hat\varepsilon`: the same map as DDIM's at
     :math:`\eta = 0`.
     """
 

@@ -204,7 +204,7 @@ def linear(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> Di
 
 @SCHEDULES.register("scaled_linear")
 def scaled_linear(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\sqrt{\beta_t}` linear (Rombach et al. 2022's code, where the name is from; DDIM's code calls it quad)."""
+    r""":math:`\sqrt{\beta_t}` linear (Rombach et al. 2022's code; DDIM's code calls it quad)."""
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(_ramp(n_steps, math.sqrt(lbeta), math.sqrt(ubeta)) ** 2)
 
@@ -218,7 +218,7 @@ def quadratic(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) ->
 
 @SCHEDULES.register("sigmoid")
 def sigmoid(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\beta_t = l + (u - l)\,\mathrm{sigmoid}(r)`, ramp :math:`r` from -6 to 6 (Xu et al. 2022, GeoDiff's code)."""
+    r""":math:`\beta_t = l + (u - l)\,\mathrm{sigmoid}(r)`, ramp :math:`r` from -6 to 6 (Xu et al. 2022)."""
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(lbeta + (ubeta - lbeta) * _ramp(n_steps, -6, 6).sigmoid())
 
@@ -267,7 +267,7 @@ class _Continuous(Schedule):
 
 @SCHEDULES.register("vp_cosine")
 class VPCosine(_Continuous):
-    r"""Variance preserving: :math:`\alpha_t = (1 - a)\sin\frac{\pi}{2}(1 - t) + a`, :math:`\sigma_t^2 = 1 - \alpha_t^2`.
+    r"""Variance preserving, :math:`\alpha_t = (1 - a)\sin\frac{\pi}{2}(1 - t) + a` and :math:`\sigma_t^2 = 1 - \alpha_t^2`.
 
     With terminal SNR 0 (a = 0) this is :math:`\alpha_t = \cos\frac{\pi t}{2}` (Salimans & Ho 2022, section 3).
 

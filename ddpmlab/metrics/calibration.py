@@ -40,9 +40,7 @@ def _draw(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
 def mean_score(score, x: Tensor, y: Tensor, seed: int) -> float:
     """Mean of `score.function` over `score.repeats` draws of `score.n` points from each sample."""
     generator = torch.Generator().manual_seed(seed)
-    draws = [
-        score.function(_draw(x, score.n, generator), _draw(y, score.n, generator)) for _ in range(score.repeats)
-    ]
+    draws = [score.function(_draw(x, score.n, generator), _draw(y, score.n, generator)) for _ in range(score.repeats)]
     return float(sum(draws) / len(draws))
 
 

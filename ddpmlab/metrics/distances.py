@@ -1,4 +1,4 @@
-r"""Distances between two samples x `(n, d)` and y `(m, d)`; each returns a float, 0 for equal laws and large samples."""
+r"""Distances between two samples x `(n, d)` and y `(m, d)`; floats that tend to 0 for equal laws."""
 
 import ot
 import torch

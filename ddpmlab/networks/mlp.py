@@ -5,6 +5,7 @@ point's size. c enters as it is (`scalar`), through sines and cosines at fixed g
 Vaswani et al. 2017, section 3.5, of 1000 c) or at random ones (`fourier`, Tancik et al. 2020, eq. 5).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -78,9 +79,7 @@ def _activation(name: str) -> nn.Module:
 class _Embedded(nn.Module):
     """Input features shared by the backbones: the point, its Fourier features, the time, a class."""
 
-    def __init__(
-        self, dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes
-    ):
+    def __init__(self, dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim = {dim}; a point has at least 1 coordinate")
@@ -142,13 +141,11 @@ class MLP(_Embedded):
         fourier_scale: float = 1.0,
         n_classes: int = 0,
     ):
-        super().__init__(
-            dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes
-        )
+        super().__init__(dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden = {tuple(hidden)}; need at least one positive width")
         widths, layers = (self.n_features, *hidden), []
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        for n_in, n_out in itertools.pairwise(widths):
             layers += [nn.Linear(n_in, n_out), _activation(activation)]
             layers += [nn.Dropout(dropout)] if dropout else []
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
@@ -160,7 +157,7 @@ class MLP(_Embedded):
 
 @NETWORKS.register("residual_mlp")
 class ResidualMLP(_Embedded):
-    r"""Pre-norm residual blocks :math:`h \leftarrow h + W_2\,\mathrm{drop}(\phi(W_1\,\mathrm{LN}(h)))` after two layers.
+    r"""Two layers, then pre-norm residual blocks :math:`h \leftarrow h + W_2\,\mathrm{drop}(\phi(W_1\,\mathrm{LN}(h)))`.
 
     The defaults are the two-moons report's network of 134K parameters.
 
@@ -186,9 +183,7 @@ class ResidualMLP(_Embedded):
         fourier_scale: float = 1.0,
         n_classes: int = 0,
     ):
-        super().__init__(
-            dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes
-        )
+        super().__init__(dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes)
         if width < 1 or n_blocks < 1:
             raise ValueError(f"width = {width}, n_blocks = {n_blocks}; both must be positive")
 

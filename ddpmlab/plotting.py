@@ -1,0 +1,112 @@
+"""The style of every figure and the plots that pages share.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; the same colour means the same thing on every page:
+`REAL` data, `OURS` generated or measured, `PUBLISHED` a report's numbers, `NOISE` pure noise.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    *("#000000", "#E69F00", "#56B4E9", "#009E73"),
+    *("#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+)
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
+REAL, OURS, PUBLISHED, NOISE = GREEN, BLUE, VERMILION, "#767676"
+
+LAW_TITLES = {"sin_5_5": "sin_5_5 (surface)", "helix": "helix (curve)", "two_moons": "two moons"}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book and draw vector graphics in notebooks."""
+    mpl.rcParams.update(
+        {
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.titlesize": "medium",
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "figure.figsize": (8.0, 3.6),
+            "font.size": 11,
+            "grid.alpha": 0.25,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "savefig.dpi": 200,
+            "svg.hashsalt": "ddpmlab",
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # a script, not a notebook
+        return
+    set_matplotlib_formats("svg")
+
+
+def band(ax: Axes, mean: float, sd: float, label: str, color: str) -> None:
+    """A horizontal reference line with a shaded plus-minus one standard deviation."""
+    ax.axhspan(mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
+    ax.axhline(mean, color=color, lw=1.2, ls="--", label=label)
+
+
+def calibrated_curve(ax: Axes, table: pd.DataFrame, x: dict[str, float], published: dict[str, float]) -> None:
+    """One metric of one law against a number per variant, with floor, ceiling and published values.
+
+    Args:
+        table: rows of a tidy table for one law and one metric.
+        x: variant -> abscissa.
+        published: variant -> published value, where there is one.
+    """
+    first = table.iloc[0]
+    ax.axhline(first["ceiling"], color=NOISE, lw=1.2, ls=":", label="pure noise, N(0, I)")
+    band(ax, first["floor_mean"], first["floor_sd"], "real against real (one draw, ± 1 sd)", REAL)
+    if published:
+        ax.plot([x[v] for v in published], list(published.values()), "D", color=PUBLISHED, ms=6, label="published")
+    value = table.groupby("variant")["value"]
+    mean, sd = value.mean().reindex(x), value.std().reindex(x)
+    ax.errorbar(list(x.values()), mean, sd, fmt="o-", color=OURS, capsize=3, ms=5, label="ours (mean ± sd over seeds)")
+
+
+def cloud(ax: Axes, points: np.ndarray, color: str = OURS, size: float = 1.2) -> None:
+    """Points `(n, 2)` or `(n, 3)` as a rasterised scatter on equal axes without ticks."""
+    points = np.asarray(points)
+    if points.shape[1] == 3:
+        ax.scatter(*points.T, s=size, c=color, lw=0, alpha=0.6, rasterized=True)
+        ax.set_box_aspect((1, 1, 0.8), zoom=1.25)
+        ax.view_init(elev=24, azim=-58)
+        ax.set(xticklabels=[], yticklabels=[], zticklabels=[], xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), zlim=(-3, 3))
+        ax.tick_params(length=0, pad=-4)
+    else:
+        ax.scatter(*points.T, s=size, c=color, lw=0, alpha=0.6, rasterized=True)
+        ax.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
+        ax.grid(False)
+
+
+def clouds(rows: dict[str, dict[str, np.ndarray]], colors: dict[str, str] | None = None, width: float = 8.0):
+    """A grid of point clouds: row title -> column title -> points. Columns called `real` are green."""
+    n_rows, n_columns = len(rows), max(len(r) for r in rows.values())
+    dim = next(iter(next(iter(rows.values())).values())).shape[1]
+    figure, axes = plt.subplots(
+        n_rows, n_columns, squeeze=False, figsize=(width, width / n_columns * n_rows * 1.05),
+        subplot_kw={"projection": "3d"} if dim == 3 else {},
+    )  # fmt: skip
+    for (row_title, row), row_axes in zip(rows.items(), axes, strict=True):
+        for (title, points), ax in zip(row.items(), row_axes, strict=False):
+            cloud(ax, points, (colors or {}).get(title, REAL if title == "real" else OURS))
+            ax.set_title(f"{row_title}\n{title}" if row_title else title, fontsize=10, pad=2)
+    return figure
+
+
+def log_ticks(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic abscissa labelled at the given values only."""
+    ax.set_xscale("log")
+    ax.set_xticks(list(values), [f"{v:,.0f}" for v in values])
+    ax.minorticks_off()

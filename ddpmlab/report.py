@@ -1,0 +1,103 @@
+"""What pages share beside plots: published values, tables to read and to save, claims, numbers for prose."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddpmlab.experiment import COLUMNS, environment
+from ddpmlab.files import atomic
+
+CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
+VERDICTS = ("reproduced", "not reproduced", "artefact")
+
+
+def published(source: str, table: str | int) -> pd.DataFrame:
+    """Values printed in a report: columns `dataset, variant, metric, value`.
+
+    Args:
+        source: `homework-report` or `two-moons-report`.
+        table: number or name of the table there.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    known = pd.read_csv(files("ddpmlab.data") / "published.csv", dtype={"table": str})
+    found = known[(known.source == source) & (known.table == str(table))]
+    if found.empty:
+        tables = sorted(set(zip(known.source, known.table, strict=True)))
+        raise ValueError(f"no published table {table!r} of {source!r}; there are: {tables}")
+    return found.drop(columns=["source", "table"]).reset_index(drop=True)
+
+
+def save_table(table: pd.DataFrame, results: str | Path, study: str) -> None:
+    """Write a study's tidy table to `<results>/<study>.csv`.
+
+    Raises:
+        ValueError: its columns are not those of the results contract, or a value is missing.
+    """
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"columns {list(table.columns)}; the results contract has {list(COLUMNS)}")
+    if table[["variant", "seed", "metric", "value"]].isna().any(axis=None):
+        raise ValueError(f"table of {study} has missing values")
+    with atomic(Path(results) / f"{study}.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def save_claims(rows: list[dict[str, Any]], results: str | Path, page: str) -> pd.DataFrame:
+    """Write the claims that a page settles to `<results>/<page>.claims.csv` and return them.
+
+    Args:
+        rows: one mapping per claim with every column of `CLAIM_COLUMNS` but `page`.
+
+    Raises:
+        ValueError: an unknown verdict or a missing column.
+    """
+    table = pd.DataFrame([{**row, "page": page} for row in rows], columns=list(CLAIM_COLUMNS))
+    if table.isna().any(axis=None):
+        raise ValueError(f"claims of {page} lack {list(table.columns[table.isna().any()])}")
+    unknown = set(table["verdict"]) - set(VERDICTS)
+    if unknown:
+        raise ValueError(f"unknown verdict {sorted(unknown)}; choose one of: {', '.join(VERDICTS)}")
+    with atomic(Path(results) / f"{page}.claims.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    return table
+
+
+def summary(table: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
+    """Mean ± standard deviation over seeds as text, one row per variant and one column per law."""
+    rows = table[table.metric == metric]
+    stats = rows.groupby(["variant", "dataset"], sort=False)["value"].agg(["mean", "std"])
+    text = stats.apply(lambda r: f"{r['mean']:.{digits}f} ± {r['std']:.{digits}f}", axis=1)
+    return text.unstack("dataset").reindex(rows.variant.unique())
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 9_999) -> tuple[float, float, float]:
+    """Mean and bootstrap (BCa) confidence interval over independent values, such as seeds."""
+    from scipy.stats import bootstrap
+
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean()), float(values.mean())
+    interval = bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=n_resamples, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(values.mean()), float(interval.low), float(interval.high)
+
+
+def glue(numbers: dict[str, Any]) -> None:
+    """Store numbers and words of a run for the prose, read there as {glue:text}."""
+    from myst_nb import glue as glue_one
+
+    for name, value in numbers.items():
+        glue_one(name, value if isinstance(value, str) else float(value), display=False)
+
+
+def save_environment(results: str | Path, page: str) -> None:
+    """Write where and with what a page ran to `<results>/<page>.environment.json`."""
+    import json
+
+    with atomic(Path(results) / f"{page}.environment.json") as temporary:
+        temporary.write_text(json.dumps(environment(), indent=1))

@@ -25,6 +25,7 @@ from ddpmlab.files import atomic
 
 PROFILES = ("quick", "full")
 CELL_TIMEOUT = 6 * 3_600
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class StudyError(RuntimeError):
@@ -73,7 +74,7 @@ def _check_and_clean(path: Path) -> nbformat.NotebookNode:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags = [*cell.metadata.tags, "hide-input"]
     notebook.metadata.pop("papermill", None)
@@ -109,7 +110,7 @@ def run_study(study: str, profile: str, parameters: dict[str, Any], notebooks: P
         encoded = base64.b64encode(yaml.safe_dump(parameters).encode()).decode()
         command = [
             *(sys.executable, "-m", "papermill", str(template.resolve()), str(page), "--cwd", str(folder)),
-            *("-k", "python3", "-b", encoded, "--no-progress-bar", "--log-output"),
+            *("-k", "python3", "-b", encoded, "--no-progress-bar", "--stderr-file", "/dev/stderr"),
             *("--execution-timeout", str(CELL_TIMEOUT)),
         ]
         # the environment's own Python first, so that the kernel is this one

@@ -4,7 +4,8 @@ With :math:`x_t = \alpha x_0 + \sigma\varepsilon` and :math:`v = \alpha\varepsil
 appendix D), the one estimate D gives every other:
 
 .. math:: \hat\varepsilon = \frac{x_t - \alpha D}{\sigma}, \qquad
-          \hat v = \frac{\alpha x_t - (\alpha^2 + \sigma^2) D}{\sigma}, \qquad \nabla\log q(x_t) = \frac{\alpha D - x_t}{\sigma^2} .
+          \hat v = \frac{\alpha x_t - (\alpha^2 + \sigma^2) D}{\sigma}, \qquad
+          \nabla\log q(x_t) = \frac{\alpha D - x_t}{\sigma^2} .
 
 A network F sees the point scaled to unit variance, :math:`x_t/s` with :math:`s^2 = \alpha^2 + \sigma^2` (1 for
 variance-preserving schedules; data are standardised), and its output F is read as

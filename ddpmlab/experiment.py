@@ -9,8 +9,10 @@ import ast
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,7 +30,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text, so that it reaches the console of a batch run
 
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, WEIGHTINGS, Denoiser
@@ -44,7 +46,7 @@ COLUMNS = (
 _CODE = {
     "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "ema.py", "training.py"),
     "sample": ("samplers.py",),
-    "score": ("metrics/*.py", "experiment.py"),
+    "score": ("data/quadrature.py", "metrics/*.py", "experiment.py"),
 }
 _STAGES = tuple(_CODE)
 
@@ -186,10 +188,9 @@ def code_hash(stage: str) -> str:
         for path in sorted(p for pattern in _CODE[name] for p in root.glob(pattern)):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                    if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                        body.pop(0)
+                documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+                if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+                    node.body.pop(0)
             digest.update(path.name.encode() + ast.dump(tree).encode())
     return digest.hexdigest()
 
@@ -362,6 +363,16 @@ def calibrated(law: str, metric: str, repeats: int = 200) -> calibration.Calibra
 # --- many runs -------------------------------------------------------------------------------------------------
 
 
+def _end_with_parent() -> None:
+    """Let a worker die with the process that started it, so that a killed study leaves nothing running."""
+
+    def watch():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(config: Experiment, steps: tuple[int | None, ...]) -> list[dict[str, float]]:
     torch.set_num_threads(1)  # one run, one core: bits that do not depend on the number of cores, and no contention
     return [score(config, step) for step in steps]
@@ -419,7 +430,7 @@ def run_all(
     workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
     for config, wanted in (job for k, job in jobs.items() if k not in todo):
         rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         futures = {
             pool.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
             for config, wanted in todo.values()

@@ -28,7 +28,7 @@ def published(source: str, table: str | int) -> pd.DataFrame:
     found = known[(known.source == source) & (known.table == str(table))]
     if found.empty:
         tables = sorted(set(zip(known.source, known.table, strict=True)))
-        raise ValueError(f"no published table {table!r} of {source!r}; there are: {tables}")
+        raise ValueError(f"no published table {str(table)!r} of {source!r}; there are: {tables}")
     return found.drop(columns=["source", "table"]).reset_index(drop=True)
 
 

@@ -212,8 +212,8 @@ class Euler(Sampler):
     r"""Euler's method on the probability-flow ODE in the noise level (Karras et al. 2022, eq. 4).
 
     With :math:`\hat x = x/\alpha` and :math:`\hat\sigma = \sigma/\alpha` the ODE reads
-    :math:`d\hat x/d\hat\sigma = \hat\varepsilon`, so a step is :math:`\hat x_s = \hat x_t + (\hat\sigma_s - \hat\sigma_t)\hat\varepsilon`: the same map as DDIM's at
-    :math:`\eta = 0`.
+    :math:`d\hat x/d\hat\sigma = \hat\varepsilon`, so a step is
+    :math:`\hat x_s = \hat x_t + (\hat\sigma_s - \hat\sigma_t)\hat\varepsilon`: DDIM's map at :math:`\eta = 0`.
     """
 
     def step(self, run, x, t, s):

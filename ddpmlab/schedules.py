@@ -267,7 +267,7 @@ class _Continuous(Schedule):
 
 @SCHEDULES.register("vp_cosine")
 class VPCosine(_Continuous):
-    r"""Variance preserving, :math:`\alpha_t = (1 - a)\sin\frac{\pi}{2}(1 - t) + a` and :math:`\sigma_t^2 = 1 - \alpha_t^2`.
+    r"""Variance preserving: :math:`\alpha_t = (1 - a)\sin\frac{\pi}{2}(1 - t) + a`.
 
     With terminal SNR 0 (a = 0) this is :math:`\alpha_t = \cos\frac{\pi t}{2}` (Salimans & Ho 2022, section 3).
 

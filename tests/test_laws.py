@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.datasets import make_moons
 
 from ddpmlab import data
-from ddpmlab.data import laws
+from ddpmlab.data import laws, quadrature
 
 POINT_CLOUDS = ("sin_5_5", "helix", "two_moons")
 SIZES = {"sin_5_5": (15_686, 7_781), "helix": (10_000, 5_000), "two_moons": (50_000, 5_000)}
@@ -100,8 +100,9 @@ def test_quadrature_has_converged(name, sigma, generator, monkeypatch):
     x_t = x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     log_q, mean = law.marginal(x_t, 1.0, sigma)
     if name == "sin_5_5":
-        monkeypatch.setattr(laws.Sin55, "_DENSITY", 2 * laws.Sin55._DENSITY)
-        monkeypatch.setattr(laws.Sin55, "_REACH", 8.0)
+        monkeypatch.setattr(quadrature, "SPACING", quadrature.SPACING / 2)
+        monkeypatch.setattr(quadrature.Disk, "REACH", 8.5)
+        monkeypatch.setattr(quadrature.Disk, "WHOLE", 0.45)
     else:
         panels = laws._Curve._n_panels
         monkeypatch.setattr(laws._Curve, "_n_panels", lambda *a: 2 * panels(*a) + 1)

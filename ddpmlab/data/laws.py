@@ -10,25 +10,23 @@ so that given :math:`\theta` everything is Gaussian, with variance :math:`v = \a
     q(x_t) = \int w(\theta)\, N(x_t; \alpha c(\theta), v)\, d\theta, \qquad
     E[x_0 | x_t] = \frac{\sigma^2}{v}\, E[c(\theta) | x_t] + \frac{\alpha s^2}{v}\, x_t .
 
-The two integrals are done by Gauss-Legendre or periodic trapezoid rules whose nodes lie closer together than the
-narrowest feature of the integrand, in float64 and in chunks of bounded size. Everything here is float64.
+The integrals are done in `quadrature`. Everything here is float64.
 """
 
 import math
 from abc import ABC, abstractmethod
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.stats import qmc
 from torch import Tensor
 
+from ddpmlab.data import quadrature
 from ddpmlab.registry import Registry
 
 LAWS = Registry("law")
 
-_CHUNK = 300_000  # integrand values held at once: 2.4 MB per temporary, so that they stay in cache
 _SPLIT_SEED = 2_023
 
 
@@ -51,20 +49,6 @@ def check_points(x: Tensor, dim: int, name: str = "x") -> Tensor:
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} holds {int((~torch.isfinite(x)).any(1).sum())} points with NaN or infinity")
     return x.to(torch.float64)
-
-
-@cache
-def _legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(n)
-
-
-def _composite_legendre(low: float, high: float, n_panels: int, order: int = 8) -> tuple[Tensor, Tensor]:
-    """Nodes and weights, `(n_panels * order,)` each, of the composite Gauss-Legendre rule on [low, high]."""
-    node, weight = _legendre(order)
-    edges = np.linspace(low, high, n_panels + 1)
-    half = np.diff(edges)[:, None] / 2
-    nodes = edges[:-1, None] + half * (1 + node)
-    return torch.from_numpy(nodes.ravel()), torch.from_numpy((half * weight).ravel())
 
 
 class Law(ABC):
@@ -145,7 +129,7 @@ class Law(ABC):
         start = 0
         while start < len(x):
             first = order[start]
-            size = max(1, _CHUNK // self._n_nodes(float(alpha[first]), float(sigma[first].min())))
+            size = max(1, quadrature.CHUNK // self._n_nodes(float(alpha[first]), float(sigma[first].min())))
             if len(x) > start + 1 and ratio[order[-1]] > 2 * ratio[first]:  # keep a chunk within a factor of 2
                 size = min(size, int(torch.searchsorted(ratio[order], 2 * ratio[first], right=True)) - start)
             chunk = order[start : start + max(1, size)]
@@ -206,27 +190,6 @@ class Standardised(Law):
         return x * self.scale.to(x) + self.mean.to(x)
 
 
-def _posterior(x, alpha, sigma, centres, log_weights, noise):
-    """Log marginal and posterior mean over shared nodes `centres` `(m, d)`, or nodes per point `(n, m, d)`."""
-    variance = alpha**2 * noise**2 + sigma**2  # (n, d)
-    if centres.ndim == 2:
-        # |x - alpha c|^2 / v by one matrix product
-        precision = 1 / variance
-        logits = (x * precision * alpha) @ centres.T - 0.5 * (precision * alpha**2) @ (centres**2).T
-        logits = logits - 0.5 * (precision * x**2).sum(1, keepdim=True)
-    else:
-        logits = torch.zeros(centres.shape[:2], dtype=x.dtype)
-        for k in range(x.shape[1]):
-            logits -= 0.5 * (x[:, k, None] - alpha * centres[:, :, k]).square_() / variance[:, k, None]
-    logits = logits + log_weights
-    top = logits.amax(1, keepdim=True)
-    mass = (logits - top).exp_()
-    total = mass.sum(1, keepdim=True)
-    mean = (mass @ centres if centres.ndim == 2 else torch.einsum("nm,nmd->nd", mass, centres)) / total
-    log_prob = (top + total.log())[:, 0] - 0.5 * (2 * math.pi * variance).log().sum(1)
-    return log_prob, (sigma**2 * mean + alpha * noise**2 * x) / variance
-
-
 class _Curve(Law):
     """Unit-speed-like arcs blurred by isotropic noise: the helix and the two moons."""
 
@@ -247,10 +210,10 @@ class _Curve(Law):
 
     def _marginal(self, x, alpha, sigma):
         n_panels = self._n_panels(float(alpha.max()), float(sigma.min()))
-        u, weight = _composite_legendre(0, 1, n_panels)
+        u, weight = quadrature.composite_legendre(n_panels)
         centres = self._arcs(u).reshape(-1, self.dim)
         log_weights = weight.div(self.n_arcs).log().repeat(self.n_arcs)
-        return _posterior(x, alpha, sigma, centres, log_weights, self.noise)
+        return quadrature.shared_nodes(x, alpha, sigma, centres, log_weights, self.noise)
 
 
 @LAWS.register("helix")
@@ -305,22 +268,16 @@ class Sin55(Law):
     r"""Surface of the homework over the unit disk, with noise in the third coordinate only.
 
     :math:`(x, y)` uniform on the disk of radius 1, :math:`z = (1 - r)\sin 5x \cos 5y + N(0, 0.01^2)`.
-
-    The latent is :math:`(x, y)`, integrated in polar coordinates, where the surface is smooth and the rim is a node
-    line: over the whole disk when the noise is wide, else over a window of `_REACH` noise scales round each point.
     """
 
     name, dim, _n_uniforms = "sin_5_5", 3, 3
     n_train, n_test = 15_686, 7_781
-    noise = torch.tensor([0.0, 0.0, 0.01], dtype=torch.float64)
-    _REACH = 7.0  # half-width of the window in noise scales
-    _SLOPE = 5.0  # steepest slope of the surface
-    _DENSITY = 1.2  # nodes per width of the narrowest feature
+    noise = 0.01
 
     def _transform(self, u):
         r, angle = u[:, 0].sqrt(), 2 * math.pi * u[:, 1]
         x, y = r * angle.cos(), r * angle.sin()
-        z = self._surface(r, x, y) + self.noise[2] * torch.special.ndtri(u[:, 2])
+        z = self._surface(r, x, y) + self.noise * torch.special.ndtri(u[:, 2])
         return torch.stack([x, y, z], 1)
 
     @staticmethod
@@ -331,29 +288,17 @@ class Sin55(Law):
         """Closed form: uniform on the disk, Gaussian in height; -inf outside the disk."""
         x = check_points(x, self.dim)
         r = torch.hypot(x[:, 0], x[:, 1])
-        s = float(self.noise[2])
+        s = self.noise
         height = (x[:, 2] - self._surface(r, x[:, 0], x[:, 1])) / s
         inside = -math.log(math.pi) - 0.5 * height**2 - math.log(s * math.sqrt(2 * math.pi))
         return torch.where(r <= 1, inside, -math.inf)
 
-    def _plan(self, alpha: float, sigma_xy: float, sigma_z: float) -> tuple[bool, int, int]:
-        """Whole disk or window, and node counts in radius and angle, for the smallest noise of a chunk."""
-        reach = self._REACH * sigma_xy / alpha
-        height = math.hypot(float(self.noise[2]), sigma_z / alpha)
-        width = 1 / math.hypot(alpha / sigma_xy, self._SLOPE / height)
-        if reach < 0.3:
-            # narrow windows meet the rim and the kink at the centre with few nodes to spare
-            density = self._DENSITY * (1.4 if reach < 0.15 else 1.0)
-            n = math.ceil(density * 2 * reach / width) + 12
-            return False, n, math.ceil(1.6 * n)
-        radius = np.linspace(0.01, 1, 100)  # along a circle of radius r the slope is at most 5 (1 - r)
-        features = radius * np.hypot(alpha / sigma_xy, self._SLOPE * (1 - radius) / height)
-        n_angle = math.ceil(self._DENSITY * 2 * math.pi * features.max() / 1.25) + 24
-        return True, math.ceil(self._DENSITY / width) + 24, n_angle
+    @cached_property
+    def _disk(self) -> quadrature.Disk:
+        return quadrature.Disk(self._surface, self.noise, slope=5.0)
 
     def _n_nodes(self, alpha, sigma):
-        _, n_radius, n_angle = self._plan(alpha, max(sigma, 1e-9), sigma)
-        return 4 * n_radius * n_angle
+        return self._disk.n_nodes(alpha, sigma)
 
     def _marginal(self, x, alpha, sigma):
         if float(sigma.max()) == 0:
@@ -361,31 +306,7 @@ class Sin55(Law):
             return self.log_prob(clean) - self.dim * alpha[:, 0].log(), clean
         if float(sigma.min()) == 0:
             raise ValueError("sigma mixes zero and positive noise in one call; separate them")
-        smallest = float(alpha.max()), float(sigma[:, :2].min()), float(sigma[:, 2].min())
-        whole, n_radius, n_angle = self._plan(*smallest)
-        if whole:
-            node, weight = (torch.from_numpy(a) for a in _legendre(n_radius))
-            radius, weight = (1 + node) / 2, weight / 2
-            angle = 2 * math.pi * torch.arange(n_angle, dtype=torch.float64) / n_angle
-            log_weight = (weight * radius * 2 / n_angle).log()
-            radius = radius[:, None]
-            px, py = radius * angle.cos(), radius * angle.sin()
-            centres = torch.stack([px, py, self._surface(radius, px, py)], -1).reshape(-1, 3)
-            return _posterior(x, alpha, sigma, centres, log_weight.repeat_interleave(n_angle), self.noise)
-        reach = self._REACH * float((sigma[:, :2] / alpha).max())
-        centre = x[:, :2] / alpha
-        r0 = torch.hypot(centre[:, 0], centre[:, 1]).clamp(max=1 + reach / 2)
-        low, high = (r0.clamp(max=1) - reach).clamp(min=0), (r0 + reach).clamp(max=1)
-        half_angle = torch.where(r0 > reach, (reach / r0.clamp(min=reach)).clamp(max=1).asin(), math.pi)
-        node_r, weight_r = (torch.from_numpy(a) for a in _legendre(n_radius))
-        node_a, weight_a = (torch.from_numpy(a) for a in _legendre(n_angle))
-        radius = (low + high)[:, None] / 2 + (high - low)[:, None] / 2 * node_r  # (n, n_radius)
-        angle = torch.atan2(centre[:, 1], centre[:, 0])[:, None] + half_angle[:, None] * node_a
-        weight = (weight_r * radius * (high - low)[:, None] / 2)[:, :, None] * weight_a
-        log_weight = (weight * half_angle[:, None, None] / math.pi).flatten(1).log()
-        px, py = radius[:, :, None] * angle.cos()[:, None], radius[:, :, None] * angle.sin()[:, None]
-        centres = torch.stack([px, py, self._surface(radius[:, :, None], px, py)], -1).flatten(1, 2)
-        return _posterior(x, alpha, sigma, centres, log_weight, self.noise)
+        return self._disk.marginal(x, alpha, sigma)
 
 
 @LAWS.register("gaussian_mixture")

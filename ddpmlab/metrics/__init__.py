@@ -1,4 +1,5 @@
-"""Scores: functions of two samples that return floats (`distances`), and what they mean (`calibration`)."""
+"""Scores: functions of two samples that return floats (`distances`), measures against the exact denoiser
+(`likelihood`), and what a score means (`calibration`)."""
 
 from ddpmlab.metrics.distances import emd
 

@@ -157,7 +157,7 @@ class MLP(_Embedded):
 
 @NETWORKS.register("residual_mlp")
 class ResidualMLP(_Embedded):
-    r"""Two layers, then pre-norm residual blocks :math:`h \leftarrow h + W_2\,\mathrm{drop}(\phi(W_1\,\mathrm{LN}(h)))`.
+    r"""Two layers, then pre-norm blocks :math:`h \leftarrow h + W_2\,\mathrm{drop}(\phi(W_1\,\mathrm{LN}(h)))`.
 
     The defaults are the two-moons report's network of 134K parameters.
 

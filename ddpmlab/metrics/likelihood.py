@@ -1,0 +1,196 @@
+r"""Measures against the truth, in nats: how far a denoiser D is from the exact one D*, and the exact likelihood.
+
+With :math:`\lambda = \ln\sigma/\alpha`, two reverse SDEs that start alike but denoise differently are apart by the
+path-space Kullback-Leibler divergence (Girsanov; Kingma et al. 2021, eq. 18; Song et al. 2021b, theorem 1)
+
+.. math:: \mathrm{KL} = \int \mathrm{SNR}\; E|D - D^\ast|^2\, d\lambda, \qquad \mathrm{SNR} = \alpha^2/\sigma^2 .
+
+Started from the prior :math:`\pi = N(0, (\alpha_T^2 + \sigma_T^2) I)` instead of :math:`q_T`, the sampler's law p obeys
+
+.. math:: \mathrm{KL}(q\,\|\,p) \le \mathrm{KL} + \mathrm{KL}(q_T\,\|\,\pi) :
+
+the last term is the prior mismatch of a schedule that does not reach noise, and no training removes it. Here q is the
+law at the schedule's first noise level, where a T-step model ends.
+
+The probability-flow ODE of the same denoiser, in :math:`\hat x = x/\alpha`,
+
+.. math:: \frac{d\hat x}{d\lambda} = \hat x - D, \qquad
+          \ln p(\hat x_0) = \ln\hat\pi(\hat x_T)
+          + \int \Big(d - \mathrm{tr}\,\frac{\partial D}{\partial\hat x}\Big) d\lambda,
+
+has a likelihood that can be computed (Song et al. 2021, section 4.3). Its divergence from q is another number: the ODE
+and the SDE of an imperfect denoiser have different laws, and the bound above holds for the SDE only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from ddpmlab.data.laws import Law
+from ddpmlab.denoisers import Denoising, ExactDenoiser
+from ddpmlab.schedules import DiscreteSchedule, Schedule
+
+LARGEST_NOISE_LEVEL = 200.0
+"""Schedules that reach further are integrated up to here: at SNR = 2.5e-5 nothing is left to tell apart."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte-Carlo mean with its 95% interval, mean ± 1.96 standard errors."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Estimate":
+        """From independent values `(n,)`."""
+        mean, error = float(values.mean()), float(values.std()) / len(values) ** 0.5
+        return cls(mean, mean - 1.96 * error, mean + 1.96 * error)
+
+
+def evaluation_times(schedule: Schedule, n_levels: int) -> Tensor:
+    """Times spread evenly in ln(sigma / alpha) from the first noisy time on; whole steps of a discrete schedule.
+
+    Raises:
+        ValueError: fewer than 2 levels wanted.
+    """
+    if n_levels < 2:
+        raise ValueError(f"n_levels = {n_levels}; an integral needs at least 2")
+    last = min(float(schedule.noise_level(schedule.t_max)), LARGEST_NOISE_LEVEL)
+    first = float(schedule.noise_level(schedule.t_min))
+    levels = torch.linspace(math.log(first), math.log(last), n_levels, dtype=torch.float64).exp()
+    times = schedule.time_of(levels)
+    return times.round().unique() if isinstance(schedule, DiscreteSchedule) else times
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Noisy points of a law at several noise levels and their exact posterior means: computed once, used often.
+
+    Attributes:
+        times: `(L,)`, increasing.
+        x_t, exact: `(L, n, dim)` float64.
+    """
+
+    times: Tensor
+    x_t: Tensor
+    exact: Tensor
+
+    @classmethod
+    def of(cls, law: Law, schedule: Schedule, n_levels: int = 24, n: int = 1_000, seed: int = 0) -> "Truth":
+        """Draw `n` points of `law` with fresh noise at each of `n_levels` levels."""
+        if n < 2:
+            raise ValueError(f"n = {n}; an interval needs at least 2 points")
+        generator, times = torch.Generator().manual_seed(seed), evaluation_times(schedule, n_levels)
+        x0 = law.sample(n, generator)
+        alpha, sigma = schedule(times)
+        x_t = alpha[:, None, None] * x0 + sigma[:, None, None] * torch.randn(
+            (len(times), *x0.shape), generator=generator, dtype=torch.float64
+        )
+        exact = ExactDenoiser(law, schedule)
+        return cls(times, x_t, torch.stack([exact(x, t) for x, t in zip(x_t, times, strict=True)]))
+
+    def gaps(self, denoiser: Denoising) -> Tensor:
+        r"""Denoising gap :math:`\mathrm{SNR}\,|D - D^\ast|^2` of each point at each level, `(L, n)`."""
+        weight = next(denoiser.parameters(), None)
+        dtype = torch.float64 if weight is None else weight.dtype
+        with torch.no_grad():
+            estimates = torch.stack(
+                [denoiser(x.to(dtype), t).double() for x, t in zip(self.x_t, self.times, strict=True)]
+            )
+        squared = (estimates - self.exact).square().sum(2)
+        return denoiser.schedule.snr(self.times)[:, None] * squared
+
+    def path_kl(self, denoiser: Denoising) -> Estimate:
+        """Path-space KL divergence of the denoiser's reverse SDE from the exact one, in nats.
+
+        The integral over ln(sigma / alpha) is a trapezoid sum over the levels, its interval that over points.
+        """
+        levels = denoiser.schedule.noise_level(self.times).log()
+        return Estimate.of(torch.trapezoid(self.gaps(denoiser), levels, dim=0))
+
+
+def prior_kl(law: Law, schedule: Schedule, n: int = 4_000, seed: int = 0) -> Estimate:
+    r"""Prior mismatch :math:`\mathrm{KL}(q_T\,\|\,N(0, (\alpha_T^2 + \sigma_T^2) I))`, in nats.
+
+    What a schedule costs by starting from noise that the forward process does not reach.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    alpha, sigma = (float(a) for a in schedule(schedule.t_max))
+    x0 = law.sample(n, generator)
+    x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    log_q = law.marginal(x_t, max(alpha, 1e-12), sigma)[0]
+    return Estimate.of(log_q - _log_normal(x_t, alpha**2 + sigma**2))
+
+
+def _log_normal(x: Tensor, variance: float) -> Tensor:
+    return -0.5 * (x.square().sum(1) / variance + x.shape[1] * math.log(2 * math.pi * variance))
+
+
+def _divergence(denoiser: Denoising, x: Tensor, alpha: float, sigma: float, t: Tensor) -> tuple[Tensor, Tensor]:
+    r"""D at :math:`\alpha\hat x` and the trace of :math:`\partial D/\partial\hat x`, `(n, d)` and `(n,)`.
+
+    By automatic differentiation of a network; the exact denoiser, float64, by central differences.
+    """
+    weight = next(denoiser.parameters(), None)
+    if weight is None:
+        h = 1e-4 * sigma / alpha
+        trace = torch.zeros(len(x), dtype=x.dtype)
+        for k in range(x.shape[1]):
+            step = torch.zeros_like(x)
+            step[:, k] = h
+            up, down = denoiser(alpha * (x + step), t), denoiser(alpha * (x - step), t)
+            trace += (up - down)[:, k] / (2 * h)
+        return denoiser(alpha * x, t), trace
+    with torch.enable_grad():
+        x = x.to(weight.dtype).requires_grad_()
+        data = denoiser(alpha * x, t)
+        trace = sum(
+            torch.autograd.grad(data[:, k].sum(), x, retain_graph=k + 1 < x.shape[1])[0][:, k]
+            for k in range(x.shape[1])
+        )
+    return data.detach().double(), trace.double()
+
+
+def log_likelihood(denoiser: Denoising, x: Tensor, tolerance: float = 1e-4) -> Tensor:
+    r"""Log density `(n,)` of points under the probability-flow ODE of a denoiser, in nats.
+
+    The density is that of :math:`\hat x` at the schedule's first noise level, where sampling ends; the prior is
+    N(0, I) scaled to the last. Solved by dopri5 (torchdiffeq) with exact divergence; for two or three dimensions.
+
+    Args:
+        denoiser: a trained or exact denoiser.
+        x: points `(n, dim)`.
+        tolerance: relative and absolute tolerance of the solver.
+    """
+    schedule = denoiser.schedule
+    first = float(schedule.noise_level(schedule.t_min))
+    last = min(float(schedule.noise_level(schedule.t_max)), LARGEST_NOISE_LEVEL)
+
+    def slope(level, state):
+        t = schedule.time_of(level.exp())
+        alpha, sigma = (float(a) for a in schedule(t))
+        data, trace = _divergence(denoiser, state[:, :-1], alpha, sigma, t)
+        return torch.cat([state[:, :-1] - data, (x.shape[1] - trace)[:, None]], 1)
+
+    x = x.double()
+    start = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float64)], 1)
+    span = torch.tensor([math.log(first), math.log(last)], dtype=torch.float64)
+    end = odeint(slope, start, span, rtol=tolerance, atol=tolerance, method="dopri5")[-1]
+    return end[:, -1] + _log_normal(end[:, :-1], 1 + last**2)
+
+
+def nll_gap(denoiser: Denoising, law: Law, n: int = 500, seed: int = 0, tolerance: float = 1e-4) -> Estimate:
+    r"""Excess negative log-likelihood of the denoiser's ODE, :math:`\mathrm{KL}(q\,\|\,p_{ODE})` in nats.
+
+    Both densities at the schedule's first noise level, on `n` fresh points of the law with that noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    level = float(denoiser.schedule.noise_level(denoiser.schedule.t_min))
+    x = law.sample(n, generator)
+    x = x + level * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    return Estimate.of(law.marginal(x, 1.0, level)[0] - log_likelihood(denoiser, x, tolerance))

@@ -1,0 +1,154 @@
+import json
+import os
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddpmlab import experiment
+from ddpmlab.experiment import DamagedCacheWarning, Experiment, Training, code_hash, run, run_all, sample, score, train
+
+SMALL = Experiment(
+    "helix",
+    network={"name": "mlp", "hidden": [16]},
+    training=Training(n_steps=200, batch_size=128, keep_steps=(100, 200)),
+    n_samples=300,
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("trained although it was cached")
+
+    return lambda: monkeypatch.setattr(experiment, "fit", refuse)
+
+
+def test_a_run_repeats_to_the_bit_and_comes_from_the_cache(cache, no_training, monkeypatch, tmp_path):
+    first, points = run(SMALL, steps=(100, 200)), sample(SMALL, 200)[0]
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path / "other"))
+    second = run(SMALL, steps=(100, 200))
+    assert torch.equal(points, sample(SMALL, 200)[0])
+    assert [s["emd_128"] for s in first] == [s["emd_128"] for s in second]
+    no_training()
+    assert run(SMALL, steps=(100, 200)) == second
+    assert score(SMALL) == second[1] or score(SMALL)["emd_128"] == second[1]["emd_128"]
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "score"])
+def test_a_damaged_entry_is_named_and_rebuilt(cache, stage):
+    before = run(SMALL)[0]["emd_128"]
+    (victim,) = (
+        p
+        for p in (cache / stage).glob("*/*")
+        if p.name in {"weights.safetensors", "samples.safetensors", "scores.json"}
+    )
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.warns(
+        DamagedCacheWarning, match=rf"{victim.parent.name} is damaged \({victim.name}\); building it again"
+    ):
+        {"train": train, "sample": sample, "score": score}[stage](SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(SMALL)[0]["emd_128"] == before
+
+
+def test_an_entry_without_its_seal_is_not_there(cache):
+    run(SMALL)
+    (seal,) = (cache / "train").glob("*/checksums.json")
+    seal.unlink()
+    weights = train(SMALL).weights
+    assert sorted(weights) == [100, 200]
+    assert seal.exists()
+
+
+def test_the_key_follows_config_and_code(monkeypatch):
+    key = experiment._key
+    assert key(SMALL, "train") == key(replace(SMALL, n_samples=400, metrics=()), "train")
+    assert key(SMALL, "sample") == key(replace(SMALL, metrics=()), "sample")
+    assert key(SMALL, "sample") != key(replace(SMALL, n_samples=400), "sample")
+    assert key(SMALL, "train") != key(replace(SMALL, seed=1), "train")
+    assert len({code_hash(stage) for stage in ("train", "sample", "score")}) == 3
+
+
+def test_docstrings_and_comments_do_not_change_the_code_hash(monkeypatch, tmp_path):
+    package = tmp_path / "ddpmlab"
+    package.mkdir()
+    monkeypatch.setattr(experiment, "__file__", str(package / "experiment.py"))
+    hashes = []
+    for text in ('"""Old."""\nx = 1\n', '"""New."""\nx = 1  # one\n', '"""Old."""\nx = 2\n'):
+        (package / "schedules.py").write_text(text)
+        code_hash.cache_clear()
+        hashes.append(code_hash("train"))
+    code_hash.cache_clear()
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_tidy_table_keeps_the_contract(cache, capsys):
+    runs = [("early", SMALL, 100), ("late", SMALL, 200)]
+    table = run_all("tiny", runs, seeds=range(2), workers=2)
+    assert tuple(table.columns) == experiment.COLUMNS
+    emd = table[table.metric == "emd_128"]
+    assert list(zip(emd.variant, emd.seed, strict=True)) == [("early", 0), ("early", 1), ("late", 0), ("late", 1)]
+    assert (emd.n == 128).all()
+    assert ((emd.floor_mean > 45) & (emd.floor_mean < 58) & (emd.ceiling > 95)).all()
+    assert {"seconds_train", "seconds_sample", "nfe", "divergent_share"} <= set(table.metric)
+    assert (table[table.metric == "nfe"].value == 50).all()
+    assert "tiny" in capsys.readouterr().err
+    # each row is what one run gives
+    torch.set_num_threads(1)
+    alone = run(replace(SMALL, seed=1), steps=(200,))[0]
+    assert emd.value.iloc[-1] == alone["emd_128"]
+
+
+def test_a_run_with_non_finite_loss_names_step_and_config(cache):
+    broken = replace(SMALL, training=Training(n_steps=150, batch_size=128, learning_rate=1e30))
+    with pytest.raises(Exception, match=r"up to step \d+ of 150.*law='helix'"):
+        run_all("broken", {"lr": broken}, seeds=[0], progress=False)
+    assert not list((cache / "train").glob("*/checksums.json"))
+
+
+def test_the_config_is_frozen_and_checked():
+    with pytest.raises(Exception, match=r"frozen|cannot assign"):
+        SMALL.seed = 3
+    for options, message in (
+        ({"law": "spiral"}, "unknown law 'spiral'; choose one of"),
+        ({"law": "helix", "schedule": {"name": "linear", "n_step": 5}}, "schedule 'linear' takes .*n_steps"),
+        ({"law": "helix", "schedule": {"name": "lin"}}, "unknown schedule 'lin'"),
+        ({"law": "helix", "schedule": {}}, "a schedule needs a 'name'"),
+        ({"law": "helix", "sampler": {"name": "ddpm", "variance": "small"}}, "unknown variance"),
+        ({"law": "helix", "metrics": ["fid"]}, r"unknown metrics \['fid'\]"),
+        ({"law": "helix", "parameterisation": "eps"}, "unknown parameterisation 'eps'; choose one of: epsilon"),
+        ({"law": "helix", "average": True}, "ema_decay"),
+        ({"law": "helix", "n_samples": 1}, "n_samples = 1"),
+        ({"law": "helix", "colour": 1}, "colour"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            Experiment(**options)
+    for options, message in (
+        ({}, "either epochs or n_steps"),
+        ({"epochs": 1, "n_steps": 1}, "either epochs or n_steps"),
+        ({"epochs": -1}, "must all be positive"),
+        ({"epochs": 10, "keep_epochs": (20,)}, "keep_epochs"),
+        ({"epochs": 10, "weighting": "x"}, "unknown weighting 'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Training(**options)
+
+
+def test_cache_entries_hold_no_pickle(cache):
+    run(SMALL)
+    suffixes = {p.suffix for p in cache.rglob("*") if p.is_file()}
+    assert suffixes <= {".json", ".safetensors"}
+    for path in cache.rglob("*.json"):
+        json.loads(path.read_text())
+    assert os.environ["DDPMLAB_CACHE"] == str(cache)

@@ -1,0 +1,284 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpmlab import data, samplers, schedules
+from ddpmlab.denoisers import ExactDenoiser
+from ddpmlab.samplers import SAMPLERS
+
+MIXTURE = data.make("gaussian_mixture", means=[[-1.0, 0.3], [0.8, -0.6]], scales=[[0.3, 0.5], [0.6, 0.2]])
+SCHEDULE_NAMES = ("linear", "scaled_linear", "quadratic", "sigmoid", "sech")
+
+
+def noise(n, seed=0, dim=2):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class DDIMWithEta(DDIMScheduler):
+    def step(self, *arguments, **options):
+        return super().step(*arguments, eta=0.7, **options)
+
+
+def theirs_trajectory(kind, options, schedule, times, x, model, seed):
+    """States `(n + 1, n_points, dim)` of a diffusers scheduler on our schedule, times and model output.
+
+    Its float32 tables of alpha_bar and sigma are replaced by ours in float64, and its times by ours less one.
+    """
+    scheduler = kind(schedule.t_max, **options)
+    scheduler.set_timesteps(len(times) - 1)
+    scheduler.alphas_cumprod, scheduler.betas = schedule.alpha_bars[1:].clone(), schedule.betas.clone()
+    scheduler.final_alpha_cumprod = scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    scheduler.custom_timesteps = True  # DDPM then looks up the previous time instead of assuming a stride
+    exploding = kind in (EulerDiscreteScheduler, HeunDiscreteScheduler)  # these hold x / alpha, and float times
+    scheduler.timesteps = times[:-1] - 1 if exploding else times[:-1].long() - 1
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = schedule.noise_level(times)
+    if kind is HeunDiscreteScheduler:  # every step but the last is two entries
+        first, rest, last = scheduler.sigmas[:1], scheduler.sigmas[1:-1], scheduler.sigmas[-1:]
+        scheduler.sigmas = torch.cat([first, rest.repeat_interleave(2), last])
+        scheduler.timesteps = torch.cat([scheduler.timesteps[:1], scheduler.timesteps[1:].repeat_interleave(2)])
+    alphas = schedule(times)[0] if exploding else torch.ones(len(times))
+    generator, states = torch.Generator().manual_seed(seed), [x]
+    x = x / alphas[0]
+    for i, t in enumerate(scheduler.timesteps):
+        scale = schedule(t + 1)[0] if exploding else 1.0
+        noisy = {"generator": generator} if isinstance(scheduler, DDPMScheduler | DDIMScheduler) else {}
+        x = scheduler.step(model(x * scale, t + 1), t, x, **noisy).prev_sample
+        if kind is HeunDiscreteScheduler and i % 2 == 0 and i + 1 < len(scheduler.timesteps):
+            continue  # half-way through a step
+        states.append(x * alphas[len(states)])
+    return torch.stack(states)
+
+
+@st.composite
+def cases(draw):
+    n_steps = draw(st.integers(2, 1_000))
+    name = draw(st.sampled_from([*SCHEDULE_NAMES, "cosine"]))
+    schedule = schedules.make(name, n_steps=n_steps, **({} if name == "cosine" else {"lbeta": 1e-4, "ubeta": 2e-2}))
+    return schedule, draw(st.integers(1, min(n_steps, 60))), draw(st.sampled_from(schedules.SPACINGS))
+
+
+UNCLIPPED = {"clip_sample": False}
+MULTISTEP = {"solver_order": 2, "final_sigmas_type": "zero"}
+
+
+class Double:
+    """torch with float64 for float32: two of their solvers cast the state to float32 in `step`."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "theirs"),
+    [
+        ("ddpm", {"variance": "posterior"}, DDPMScheduler, UNCLIPPED | {"variance_type": "fixed_small"}),
+        ("ddpm", {"variance": "beta"}, DDPMScheduler, UNCLIPPED | {"variance_type": "fixed_large"}),
+        ("ddim", {}, DDIMScheduler, UNCLIPPED),
+        ("ddim", {"eta": 0.7}, DDIMWithEta, UNCLIPPED),
+        ("euler", {}, EulerDiscreteScheduler, {}),
+        ("heun", {}, HeunDiscreteScheduler, {}),
+        ("dpmpp_2m", {}, DPMSolverMultistepScheduler, MULTISTEP),
+        ("unipc", {}, UniPCMultistepScheduler, MULTISTEP | {"solver_type": "bh2"}),
+    ],
+)
+def test_trajectories_equal_diffusers(name, options, kind, theirs, monkeypatch):
+    """To 1e-8, absolutely; relatively where a state is above 1, as when epsilon is divided by a tiny alpha."""
+    monkeypatch.setattr("diffusers.schedulers.scheduling_euler_discrete.torch", Double())
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.torch", Double())
+
+    @settings(max_examples=25)
+    @given(case=cases())
+    def compare(case):
+        schedule, n_sampling, spacing = case
+        if name == "ddim":
+            spacing = "leading"  # theirs has a fixed stride T // n: with other spacings it lands off its own times
+        if options.get("variance") == "beta":
+            spacing = "leading"  # theirs ends clean only from the first training time; from others it adds noise
+        exact, x = ExactDenoiser(MIXTURE, schedule), noise(20)
+        times = schedule.times(n_sampling, spacing)
+        sampler = samplers.make(name, n_steps=n_sampling, spacing=spacing, **options)
+        ours = torch.stack(list(sampler(exact, x=x, seed=5)))
+        expected = theirs_trajectory(kind, theirs, schedule, times, x, exact.epsilon, seed=5)
+        assert ours.shape == expected.shape
+        assert ((ours - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-8
+
+    compare()
+
+
+def test_where_diffusers_leaves_its_own_times_or_ends_noisy():
+    """The two conventions above, shown: a fixed stride in DDIM, and noise after the last step in DDPM."""
+    schedule = schedules.make("linear", n_steps=10, lbeta=1e-4, ubeta=0.5)
+    exact, x, times = ExactDenoiser(MIXTURE, schedule), noise(20), schedule.times(4, "trailing")
+    assert times.tolist() == [10, 8, 5, 2, 0]  # steps of 2.5 against their 2
+    for name, kind, options, theirs in (
+        ("ddim", DDIMScheduler, {}, {}),
+        ("ddpm", DDPMScheduler, {"variance": "beta"}, {"variance_type": "fixed_large"}),
+    ):
+        *_, ours = samplers.make(name, n_steps=4, **options)(exact, x=x, seed=0)
+        other = theirs_trajectory(kind, UNCLIPPED | theirs, schedule, times, x, exact.epsilon, seed=0)[-1]
+        assert (ours - other).abs().max() > 0.01
+
+
+CONTINUOUS = {
+    "ve": schedules.make("ve", sigma_min=0.02, sigma_max=20.0),
+    "vp": schedules.make("vp_cosine", terminal_snr=1e-3, t_min=0.02),
+}
+GAUSSIAN = data.make("gaussian", mean=[0.3, -0.2], scale=[0.4, 0.9])
+
+
+class Predictor(samplers.UniPC):
+    """UniPC without its corrector."""
+
+    def step(self, run, x, t, s):
+        run.memory = None
+        return super().step(run, x, t, s)
+
+
+@pytest.mark.parametrize("law", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("schedule", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_order_of_convergence(schedule, law):
+    """Slopes of the mean error, 1 or 2 within 0.15; UniPC's corrector lifts its predictor's order 2 to 3.
+
+    (Zhao et al. 2023, theorem 3.1 and corollary 3.2: UniC-p has order p + 1.)
+    """
+    exact, x = ExactDenoiser(law, schedule), noise(100) * math.hypot(*map(float, schedule(1.0)))
+    *_, reference = samplers.make("unipc", n_steps=4_096, spacing="linspace")(exact, x=x)
+    solvers = {name: SAMPLERS[name] for name in ("ddim", "euler", "heun", "dpmpp_2m", "unipc")}
+    orders = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3, "predictor": 2}
+    for name, solver in {**solvers, "predictor": Predictor}.items():
+        steps = (64, 128, 256) if name == "unipc" else (128, 256, 512)
+        errors = []
+        for n_steps in steps:
+            *_, x0 = solver(n_steps, "linspace")(exact, x=x)
+            errors.append(float((x0 - reference).abs().mean()))
+        slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+        assert slope == pytest.approx(-orders[name], abs=0.25 if name == "unipc" else 0.15), (name, errors)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_ancestral_mean_and_variance_on_a_gaussian(variance):
+    """Every step is Gaussian, so its exact mean and variance follow by recursion; 200,000 draws agree with them."""
+    schedule = schedules.make("cosine", n_steps=20, max_beta=0.9)
+    law = data.make("gaussian", mean=[0.3], scale=[0.4])
+    exact, times = ExactDenoiser(law, schedule), schedule.times(20).tolist()
+    states = samplers.make("ddpm", variance=variance)(exact, n=200_000, seed=0)
+    mean, var = 0.0, 1.0
+    next(states)
+    for (t, s), x in zip(itertools.pairwise(times), states, strict=True):
+        (a, b), (c, d) = (tuple(map(float, schedule(u))) for u in (t, s))
+        forward = b**2 - (a / c) ** 2 * d**2
+        gain = a * 0.16 / (a**2 * 0.16 + b**2)  # E[x0 | x_t] = m + gain (x_t - a m)
+        slope, offset = a / c * d**2 / b**2, c * forward / b**2
+        mean = slope * mean + offset * (0.3 + gain * (mean - a * 0.3))
+        var *= (slope + offset * gain) ** 2
+        var += 0 if s == 0 else d**2 * forward / b**2 if variance == "posterior" else forward
+        assert float(x.mean()) == pytest.approx(mean, abs=5 * math.sqrt(var / 200_000))
+        assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 200_000))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("schedule", ["vp_cosine", "ve", "cosine", "zero"])
+def test_every_sampler_ends_at_clean_data(name, schedule):
+    """The last state is a data estimate: for a law of a single point it is that point, at any number of steps."""
+    schedule = schedules.make("linear").rescaled() if schedule == "zero" else schedules.make(schedule)
+    point = data.make("gaussian", mean=[0.7, -0.4], scale=1e-3)
+    for n_steps in (1, 2, 3, 7, 20):
+        *states, x0 = samplers.make(name, n_steps=n_steps)(ExactDenoiser(point, schedule), n=50, seed=1)
+        assert len(states) == n_steps
+        assert (x0 - torch.tensor([0.7, -0.4], dtype=torch.float64)).abs().max() < 0.05
+        assert all(torch.isfinite(x).all() for x in states)
+
+
+def test_euler_is_ddim_without_noise():
+    exact, x = ExactDenoiser(MIXTURE, CONTINUOUS["vp"]), noise(50)
+    for a, b in zip(
+        samplers.make("euler", n_steps=9)(exact, x=x), samplers.make("ddim", n_steps=9)(exact, x=x), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_full_ddim_noise_is_ancestral_sampling():
+    schedule = schedules.make("linear", n_steps=30, ubeta=0.3)
+    exact = ExactDenoiser(MIXTURE, schedule)
+    ours = list(samplers.make("ddim", eta=1.0)(exact, n=50, seed=3))
+    for a, b in zip(ours, samplers.make("ddpm")(exact, n=50, seed=3), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_nfe_is_the_number_of_calls(name):
+    class Counting(ExactDenoiser):
+        calls = 0
+
+        def forward(self, x_t, t):
+            self.calls += 1
+            return super().forward(x_t, t)
+
+    for n_steps in (1, 2, 9):
+        counting, sampler = Counting(MIXTURE, CONTINUOUS["ve"]), samplers.make(name, n_steps=n_steps)
+        sampler.sample(counting, 10)
+        assert counting.calls == sampler.nfe(n_steps)
+
+
+def test_sampling_repeats_and_trajectories_are_what_is_kept():
+    exact = ExactDenoiser(MIXTURE, schedules.make("linear"))
+    sampler = samplers.make("ddpm")
+    *states, x0 = sampler(exact, n=30, seed=4)
+    assert len(states) == 50
+    assert torch.equal(x0, sampler.sample(exact, 30, seed=4))
+    assert not torch.equal(x0, sampler.sample(exact, 30, seed=5))
+    assert sampler.sample(exact, 31, batch_size=8).shape == (31, 2)
+
+
+@pytest.mark.parametrize("name", ["sin_5_5", "helix", "two_moons"])
+def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name):
+    """n = 20,000 a side; energy distance on random halves would do, here the law's own projections by KS."""
+    from scipy.stats import ks_2samp
+
+    law = data.make(name).standardised()
+    schedule = schedules.make("ve", sigma_min=2e-3, sigma_max=30.0, rho=6.0)
+    n = 20_000
+    x0 = samplers.make("dpmpp_2m", n_steps=64).sample(ExactDenoiser(law, schedule), n, seed=1)
+    real = law.sample(n, 2)
+    directions = torch.nn.functional.normalize(noise(12, seed=3, dim=law.dim))
+    p = [ks_2samp((x0 @ u).numpy(), (real @ u).numpy()).pvalue for u in directions]
+    assert min(p) * len(p) > 0.01  # Bonferroni
+    assert np.median(p) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: samplers.make("rk4"), "unknown sampler 'rk4'; choose one of: ddim, ddpm"),
+        (lambda e: samplers.make("heun", n_steps=0), "n_steps = 0"),
+        (lambda e: samplers.make("heun", n_steps=2.5), "n_steps = 2.5"),
+        (lambda e: samplers.make("ddim", eta=2), "eta = 2; need 0 <= eta <= 1"),
+        (lambda e: samplers.make("ddpm", variance="small"), "choose one of: posterior, beta"),
+        (lambda e: list(samplers.make("ddim", n_steps=51)(e, n=3)), "n_steps = 51; this schedule samples in 1 to 50"),
+        (lambda e: list(samplers.make("ddim")(e)), "give either n"),
+        (lambda e: list(samplers.make("ddim")(e, n=0)), "n = 0"),
+        (lambda e: list(samplers.make("ddim")(e, x=noise(3) / 0)), "need finite states"),
+        (lambda e: list(samplers.make("ddim")(e, x=noise(3)[:0])), "need finite states"),
+        (lambda e: samplers.make("ddim").sample(e, 0), "n = 0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ExactDenoiser(MIXTURE, schedules.make("linear")))

@@ -7,6 +7,7 @@ checksums of its files: a damaged one is named, dropped and rebuilt.
 
 import ast
 import hashlib
+import inspect
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -195,8 +196,18 @@ def code_hash(stage: str) -> str:
     return digest.hexdigest()
 
 
+def _spelt_out(registry, part: Mapping[str, Any]) -> dict[str, Any]:
+    """A named part with its defaults filled in, so that equal configs have equal keys."""
+    bound = inspect.signature(registry[part["name"]]).bind(**{k: v for k, v in part.items() if k != "name"})
+    bound.apply_defaults()
+    return {"name": part["name"], **bound.arguments}
+
+
 def _key(config: Experiment, stage: str, **extra) -> str:
     described = asdict(config)
+    described["schedule"] = _spelt_out(schedules.SCHEDULES, config.schedule)
+    described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "dim": data.LAWS[config.law].dim})
+    described["sampler"] = _spelt_out(samplers.SAMPLERS, config.sampler)
     if stage != "score":
         del described["metrics"]
     if stage == "train":

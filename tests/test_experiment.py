@@ -77,6 +77,8 @@ def test_the_key_follows_config_and_code(monkeypatch):
     assert key(SMALL, "sample") == key(replace(SMALL, metrics=()), "sample")
     assert key(SMALL, "sample") != key(replace(SMALL, n_samples=400), "sample")
     assert key(SMALL, "train") != key(replace(SMALL, seed=1), "train")
+    spelt_out = replace(SMALL, schedule={"name": "linear", "ubeta": 1.28e-2}, network={"name": "mlp", "hidden": (16,)})
+    assert key(SMALL, "train") == key(spelt_out, "train")
     assert len({code_hash(stage) for stage in ("train", "sample", "score")}) == 3
 
 

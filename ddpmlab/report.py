@@ -74,6 +74,21 @@ def summary(table: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
     return text.unstack("dataset").reindex(rows.variant.unique())
 
 
+def show(table: pd.DataFrame, digits: int = 2):
+    """A table for a page: its index as an ordinary first column, headings over their columns, floats rounded."""
+    columns = (
+        {"selector": "th, td", "props": "text-align: right"},
+        {"selector": "td:first-child", "props": "text-align: left"},
+    )
+    if table.index.name or table.index.dtype == object:
+        table = table.rename_axis(columns=None).reset_index()
+    return (
+        table.style.hide(axis="index")
+        .format(precision=digits, thousands=",", na_rep="–")
+        .set_table_styles(list(columns))
+    )
+
+
 def mean_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 9_999) -> tuple[float, float, float]:
     """Mean and bootstrap (BCa) confidence interval over independent values, such as seeds."""
     from scipy.stats import bootstrap

@@ -96,9 +96,7 @@ class _Embedded(nn.Module):
         self.n_features = dim + fourier_features + n_time + (time_features if n_classes else 0)
 
     def embed(self, x: Tensor, c: Tensor, label: Tensor | None) -> Tensor:
-        parts = [x, self.time(c[:, None])]
-        if self.fourier is not None:
-            parts.append(self.fourier(x))
+        parts = [x, *([self.fourier(x)] if self.fourier is not None else []), self.time(c[:, None])]
         if self.classes is not None:
             label = torch.full((len(x),), self.n_classes, device=x.device) if label is None else label
             parts.append(self.classes(label))
@@ -155,11 +153,27 @@ class MLP(_Embedded):
         return self.layers(self.embed(x, c, label))
 
 
+class _Block(nn.Module):
+    def __init__(self, width: int, n_condition: int, activation: str, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
+        self.condition = nn.Linear(n_condition, width)
+        self.activation, self.dropout = _activation(activation), nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        inner = self.layers[0](self.activation(self.norms[0](h) + self.condition(condition)))
+        return h + self.layers[1](self.activation(self.norms[1](self.dropout(inner))))
+
+
 @NETWORKS.register("residual_mlp")
 class ResidualMLP(_Embedded):
-    r"""Two layers, then pre-norm blocks :math:`h \leftarrow h + W_2\,\mathrm{drop}(\phi(W_1\,\mathrm{LN}(h)))`.
+    r"""Pre-norm residual blocks, each told the time.
 
-    The defaults are the two-moons report's network of 134K parameters.
+    .. math:: h \leftarrow h + W_2\,\phi(\mathrm{LN}(\mathrm{drop}(W_1\,\phi(\mathrm{LN}(h) + U e)))).
+
+    e is the time embedding, and the class embedding if there is one. The defaults are the two-moons report's network of
+    134K parameters.
 
     Args:
         dim: size of a point.
@@ -186,19 +200,16 @@ class ResidualMLP(_Embedded):
         super().__init__(dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes)
         if width < 1 or n_blocks < 1:
             raise ValueError(f"width = {width}, n_blocks = {n_blocks}; both must be positive")
-
-        def block():
-            first, second = nn.Linear(width, width), nn.Linear(width, width)
-            return nn.Sequential(nn.LayerNorm(width), first, _activation(activation), nn.Dropout(dropout), second)
-
-        stem = nn.Linear(self.n_features, width), _activation(activation), nn.Linear(width, width)
-        self.stem = nn.Sequential(*stem)
-        self.blocks = nn.ModuleList(block() for _ in range(n_blocks))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+        self.n_point = dim + fourier_features
+        n_condition = self.n_features - self.n_point
+        self.inlet = nn.Linear(self.n_point, width)
+        self.blocks = nn.ModuleList(_Block(width, n_condition, activation, dropout) for _ in range(n_blocks))
+        self.outlet = nn.Sequential(nn.LayerNorm(width), _activation(activation), nn.Linear(width, dim))
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
         """Map points `(n, dim)` and conditioning numbers `(n,)` to `(n, dim)`."""
-        h = self.stem(self.embed(x, c, label))
+        point, condition = self.embed(x, c, label).tensor_split([self.n_point], 1)
+        h = self.inlet(point)
         for block in self.blocks:
-            h = h + block(h)
-        return self.head(h)
+            h = block(h, condition)
+        return self.outlet(h)

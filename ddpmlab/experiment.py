@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm  # text, so that it reaches the console of a batch run
 
-from ddpmlab import data, networks, samplers, schedules
+from ddpmlab import data, metrics, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, WEIGHTINGS, Denoiser
 from ddpmlab.files import atomic
 from ddpmlab.metrics import calibration
@@ -335,11 +335,28 @@ class Score:
     """
 
     n: int
-    function: Callable[[Tensor, Tensor], float]
-    repeats: int
+    function: calibration.Metric
+    repeats: int = 1
+
+    def mean(self, x: Tensor, y: Tensor, seed: int) -> float:
+        """Mean over the draws."""
+        generator = torch.Generator().manual_seed(seed)
+        draws = [
+            self.function(calibration.draw(x, self.n, generator), calibration.draw(y, self.n, generator))
+            for _ in range(self.repeats)
+        ]
+        return float(sum(draws) / len(draws))
 
 
-SCORES: dict[str, Score] = {"emd_128": Score(128, calibration.emd_total, 50)}
+SCORES: dict[str, Score] = {
+    "emd_128": Score(128, calibration.emd_total, 50),
+    "course_nll": Score(5_000, metrics.course_nll),
+    "energy_distance": Score(5_000, metrics.energy_distance),
+    "sliced_wasserstein": Score(5_000, metrics.sliced_wasserstein),
+    "mmd2": Score(5_000, metrics.mmd2),
+    "c2st_accuracy": Score(5_000, lambda x, y: metrics.c2st(x, y, "fast").accuracy),
+    "c2st_auc": Score(5_000, lambda x, y: metrics.c2st(x, y, "fast").auc),
+}
 
 
 def score(config: Experiment, step: int | None = None) -> dict[str, float]:
@@ -352,19 +369,23 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
         kept = points.isfinite().all(1)
         values["divergent_share"] = float((~kept | (points.abs() > calibration.DIVERGENT).any(1)).double().mean())
         for name in config.metrics:
-            values[name] = calibration.mean_score(SCORES[name], points[kept].double(), test, seed=config.seed)
+            values[name] = SCORES[name].mean(points[kept].double(), test, seed=config.seed)
         folder.mkdir(parents=True, exist_ok=True)
         _save_json(folder / "scores.json", values)
         _seal(folder)
     return json.loads((folder / "scores.json").read_text())
 
 
-def calibrated(law: str, metric: str, repeats: int = 200) -> calibration.Calibration:
-    """Floor and ceiling of a metric for a law, by its fresh samples against its test split; cached."""
+def calibrated(law: str, metric: str, repeats: int | None = None) -> calibration.Calibration:
+    """Floor and ceiling of a metric for a law, by single draws of its fresh samples against its test split; cached."""
+    repeats = repeats or (200 if SCORES[metric].n <= 1_000 else 20)
     text = json.dumps([law, metric, repeats, code_hash("score")])
     folder = cache_folder() / "calibration" / hashlib.sha256(text.encode()).hexdigest()[:24]
     if not _read_entry(folder):
-        found = calibration.calibrate(SCORES[metric], _standardised(law), repeats)
+        reference = _standardised(law)
+        found = calibration.floor_and_ceiling(
+            SCORES[metric].function, reference, SCORES[metric].n, repeats, test=reference.split().test
+        )
         folder.mkdir(parents=True, exist_ok=True)
         _save_json(folder / "calibration.json", asdict(found))
         _seal(folder)

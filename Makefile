@@ -17,7 +17,7 @@ render: $(STAMP)
 	$(BIN)/ddpmlab render
 
 test: $(STAMP)
-	$(BIN)/pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

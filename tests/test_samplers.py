@@ -15,9 +15,11 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpmlab import data, samplers, schedules
-from ddpmlab.denoisers import ExactDenoiser
+from ddpmlab import data, networks, samplers, schedules
+from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
+from ddpmlab.metrics import permutation_test
 from ddpmlab.samplers import SAMPLERS
+from ddpmlab.training import fit
 
 MIXTURE = data.make("gaussian_mixture", means=[[-1.0, 0.3], [0.8, -0.6]], scales=[[0.3, 0.5], [0.6, 0.2]])
 SCHEDULE_NAMES = ("linear", "scaled_linear", "quadratic", "sigmoid", "sech")
@@ -198,7 +200,7 @@ def test_ancestral_mean_and_variance_on_a_gaussian(variance):
 def test_every_sampler_ends_at_clean_data(name, schedule):
     """The last state is a data estimate: for a law of a single point it is that point, at any number of steps."""
     schedule = schedules.make("linear").rescaled() if schedule == "zero" else schedules.make(schedule)
-    point = data.make("gaussian", mean=[0.7, -0.4], scale=1e-3)
+    point = data.make("gaussian", mean=[0.7, -0.4], scale=1e-6)
     for n_steps in (1, 2, 3, 7, 20):
         *states, x0 = samplers.make(name, n_steps=n_steps)(ExactDenoiser(point, schedule), n=50, seed=1)
         assert len(states) == n_steps
@@ -249,18 +251,66 @@ def test_sampling_repeats_and_trajectories_are_what_is_kept():
 
 @pytest.mark.parametrize("name", ["sin_5_5", "helix", "two_moons"])
 def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name):
-    """n = 20,000 a side; energy distance on random halves would do, here the law's own projections by KS."""
-    from scipy.stats import ks_2samp
-
+    """20,000 points a side, energy distance, 199 permutations; the same test rejects pure noise."""
     law = data.make(name).standardised()
-    schedule = schedules.make("ve", sigma_min=2e-3, sigma_max=30.0, rho=6.0)
-    n = 20_000
-    x0 = samplers.make("dpmpp_2m", n_steps=64).sample(ExactDenoiser(law, schedule), n, seed=1)
-    real = law.sample(n, 2)
-    directions = torch.nn.functional.normalize(noise(12, seed=3, dim=law.dim))
-    p = [ks_2samp((x0 @ u).numpy(), (real @ u).numpy()).pvalue for u in directions]
-    assert min(p) * len(p) > 0.01  # Bonferroni
-    assert np.median(p) > 0.1
+    schedule = schedules.make("ve", sigma_min=2e-3, sigma_max=10.0, rho=4.0)
+    sampler = samplers.make("dpmpp_2m", n_steps=64)
+    assert sampler.nfe(64) == 64
+    x0 = sampler.sample(ExactDenoiser(law, schedule), 20_000, seed=1)
+    assert permutation_test(x0, law.sample(20_000, 2), seed=3).p_value > 0.05
+    assert permutation_test(noise(2_000, dim=law.dim), law.sample(2_000, 2)).p_value == 1 / 200
+
+
+def test_a_million_samples_of_a_default_model_hold_no_point_outside_6_sd():
+    law = data.make("two_moons").standardised()
+    denoiser = Denoiser(networks.make("mlp", dim=2), schedules.make("vp_cosine"), "v")
+    fit(denoiser, law.split().train, 2_000)
+    x0 = samplers.make("dpmpp_2m", n_steps=20).sample(denoiser, 1_000_000, batch_size=50_000)
+    assert x0.shape == (1_000_000, 2)
+    assert torch.isfinite(x0).all()
+    assert x0.abs().max() < 6
+
+
+def test_why_the_published_pipeline_diverges():
+    r"""Cosine betas at T = 1000 end with beta_T = 0.999, and epsilon prediction divides by sqrt(alpha_bar_T) = 5e-5.
+
+    An error d of the predicted noise at t = T moves the data estimate by d sigma/alpha = 2e4 d and the next state by
+    d (1/sqrt(1 - beta_T)) beta_T/sigma_T = 31.6 d. A trained network's error is not small where training points are
+    rare, |x_T| > 3, so single points leave for where no network was trained; some never come back (9 in 20,000 of the
+    report's final model, by up to 7,500 sd). The same network error in v moves the next state by 0.05 d at most.
+    """
+    schedule = schedules.make("cosine", n_steps=1_000)
+    law = data.make("two_moons").standardised()
+    assert float(schedule.betas[-1]) == 0.999
+    assert float(schedule(1_000)[0]) == pytest.approx(4.9e-5, rel=0.02)
+    exact, x, d = ExactDenoiser(law, schedule), noise(100), 0.3
+
+    def next_state(parameterisation, error):
+        class Off(Denoising):
+            schedule, dim = exact.schedule, 2
+
+            def forward(self, x_t, t):
+                alpha, sigma = self.scales(x_t, t)
+                return exact(x_t, t) - sigma * error / (alpha if parameterisation == "epsilon" else 1.0)
+
+        states = samplers.make("ddpm")(Off(), x=x, seed=0)
+        next(states)
+        return next(states)
+
+    clean = next_state("epsilon", 0.0)
+    assert float((next_state("epsilon", d) - clean).abs().mean()) == pytest.approx(31.6 * d, rel=0.01)
+    assert float((next_state("v", d) - clean).abs().max()) < 0.05 * d
+    # and trained, with the same network and budget: points thrown out by the first step
+    thrown = {}
+    for parameterisation in ("epsilon", "v"):
+        network = networks.make("mlp", dim=2, hidden=(64, 64), activation="silu", time="sinusoidal", time_layers=2)
+        denoiser = Denoiser(network, schedule, parameterisation)
+        fit(denoiser, law.split().train, 1_500, batch_size=512)
+        states = samplers.make("ddpm")(denoiser, n=20_000, seed=0)
+        next(states)
+        thrown[parameterisation] = int((next(states).abs() > 6).any(1).sum())
+    assert thrown["epsilon"] > 20
+    assert thrown["v"] == 0
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Disk:
     """
 
     REACH = 7.0
-    WHOLE = 0.3  # half-width of the window from which the whole disk is cheaper
+    WHOLE = 0.25  # half-width of the window from which the whole disk is cheaper
 
     def __init__(self, height, noise: float, slope: float):
         self.height, self.noise, self.slope = height, noise, slope
@@ -160,13 +160,16 @@ class Disk:
         return self._finish(x, alpha, sigma, mass, top + log_cell, px, py, pz)
 
     def _whole(self, x, alpha, sigma):
-        """Gauss-Legendre in the radius and trapezoid in the angle, a number of nodes at each radius as it needs."""
+        """Gauss-Legendre in the radius and trapezoid in the angle, a number of nodes at each radius as it needs.
+
+        Periodic in the angle and wide against every feature, it converges faster than the windows: fewer nodes do.
+        """
         smallest = float(alpha.max()), float(sigma[:, :2].min()), float(sigma[:, 2].min())
-        node, weight = legendre(math.ceil(1.35 / self._width(*smallest, self.slope)) + 24)
+        node, weight = legendre(math.ceil(0.8 / self._width(*smallest, self.slope)) + 28)
         centres, log_weights = [], []
         for r, w in zip(((1 + node) / 2).tolist(), (weight / 2).tolist(), strict=True):
             width = self._width(*smallest, self.slope * (1 - r) + 1)
-            n = math.ceil(2 * math.pi * r / (SPACING * width)) + 32
+            n = math.ceil(2 * math.pi * r / (1.6 * SPACING * width)) + 32
             angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
             px, py = r * angle.cos(), r * angle.sin()
             centres.append(torch.stack([px, py, self.height(r, px, py)], 1))

@@ -1,0 +1,154 @@
+"""Power: how many points a score needs to see a known flaw.
+
+A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
+the share of repeats in which it exceeds the 95% quantile of its values between two fresh samples of the law.
+"""
+
+import math
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpmlab.data.laws import TwoMoons
+from ddpmlab.metrics import distances, two_sample
+from ddpmlab.metrics.calibration import DIVERGENT
+
+_LAW = TwoMoons()
+_THICK = TwoMoons()
+_THICK.noise = 1.05 * TwoMoons.noise
+
+
+def _standard(points: Tensor) -> Tensor:
+    law = _LAW.standardised()
+    return (points - law.mean) / law.scale
+
+
+def thick_arcs(n: int, generator: torch.Generator) -> Tensor:
+    """Arcs 5% thicker than the law's."""
+    return _THICK.sample(n, generator)
+
+
+def dropped_segment(n: int, generator: torch.Generator) -> Tensor:
+    """2% of the mass missing: a piece of the upper arc, a twenty-fifth of it, near its top."""
+    u = torch.rand(n, 4, generator=generator, dtype=torch.float64)
+    upper = u[:, 0] < 0.48 / 0.98  # what is left of the upper arc, of all that is left
+    cut = 0.96 * u[:, 1]
+    u[:, 1] = torch.where(upper, torch.where(cut < 0.46, cut, cut + 0.04), u[:, 1])
+    u[:, 0] = torch.where(upper, 0.25, 0.75)
+    return _LAW._from_uniforms(u)
+
+
+def divergent_points(n: int, generator: torch.Generator) -> Tensor:
+    """0.05% of the points far away: N(0, 20^2 I)."""
+    points = _LAW.sample(n, generator)
+    away = torch.rand(n, generator=generator) < 5e-4
+    points[away] = 20 * torch.randn(int(away.sum()), 2, generator=generator, dtype=torch.float64)
+    return points
+
+
+DEFECTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "arcs 5% too thick": thick_arcs,
+    "2% of an arc missing": dropped_segment,
+    "0.05% divergent": divergent_points,
+}
+
+
+def thickness(x: Tensor, y: Tensor) -> float:
+    """Rms distance to the arcs as a ratio to the law's noise, of standardised points x; y is not used."""
+    law = _LAW.standardised()
+    return float(_LAW.distance_to_arcs(law.to_own_units(x)).square().mean().sqrt() / _LAW.noise)
+
+
+def divergent_share(x: Tensor, y: Tensor) -> float:
+    """Share of points with a coordinate beyond 6 standard deviations; y is not used."""
+    return float((x.abs() > DIVERGENT).any(1).double().mean())
+
+
+def cross_entropy(x: Tensor, y: Tensor) -> float:
+    """Mean negative log density of x under the law, in nats; y is not used."""
+    return -float(_LAW.standardised().log_prob(x).clamp(min=-1e3).mean())
+
+
+SCORES: dict[str, tuple[Callable[[Tensor, Tensor], float], int]] = {
+    "energy distance": (distances.energy_distance, 10_000),
+    "MMD": (distances.mmd2, 5_000),
+    "sliced Wasserstein": (distances.sliced_wasserstein, 10_000),
+    "EMD": (distances.emd, 1_000),
+    "C2ST (SVM)": (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
+    "C2ST (fast)": (lambda x, y: two_sample.c2st(x, y, "fast").auc, 10_000),
+    "course NLL": (distances.course_nll, 10_000),
+    "precision": (lambda x, y: -two_sample.neighbourhood(x, y).precision, 10_000),
+    "recall": (lambda x, y: -two_sample.neighbourhood(x, y).recall, 10_000),
+    "density": (lambda x, y: -two_sample.neighbourhood(x, y).density, 10_000),
+    "coverage": (lambda x, y: -two_sample.neighbourhood(x, y).coverage, 10_000),
+    "thickness": (thickness, 50_000),
+    "divergent share": (divergent_share, 50_000),
+    "cross-entropy": (cross_entropy, 50_000),
+}
+"""Score -> function, larger is worse, and the largest n it is tried at.
+
+Course NLL and density can be off on either side; the side that a worse sampler moves them to is the one tested.
+"""
+
+
+def _values(name: str, n: int, repeats: int, seed: int) -> dict[str, list[float]]:
+    torch.set_num_threads(1)
+    function, generator = SCORES[name][0], torch.Generator().manual_seed(seed)
+    samplers = {"law": _LAW.sample, **DEFECTS}
+    values = {key: [] for key in samplers}
+    for _ in range(repeats):
+        real = _standard(_LAW.sample(n, generator))
+        for key, draw in samplers.items():
+            values[key].append(function(_standard(draw(n, generator)), real))
+    return values
+
+
+def power_table(
+    sizes: Iterable[int], repeats: int = 40, seed: int = 0, workers: int = 2, progress: bool = True
+) -> pd.DataFrame:
+    """Power of every score against every defect.
+
+    Args:
+        sizes: points a side; a score is tried up to its own limit.
+        repeats: draws behind each quantile and each power.
+        seed: of all draws.
+        workers: processes.
+
+    Returns:
+        One row per (score, defect, n): columns `score, defect, n, power`.
+
+    Raises:
+        ValueError: fewer than 2 repeats.
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats = {repeats}; a quantile needs at least 2")
+    jobs = [(name, n) for name, (_, limit) in SCORES.items() for n in sizes if n <= limit]
+    jobs.sort(key=lambda job: -job[1])  # the long ones first
+    rows = []
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [(job, pool.submit(_values, *job, repeats, seed)) for job in jobs]
+        for (name, n), future in tqdm(futures, desc="power", disable=not progress, mininterval=1.0):
+            values = future.result()
+            threshold = np.quantile(values["law"], 0.95)
+            rows += [(name, d, n, float(np.mean(np.array(values[d]) > threshold))) for d in DEFECTS]
+    return pd.DataFrame(rows, columns=["score", "defect", "n", "power"])
+
+
+def size_at_power(group: pd.DataFrame, wanted: float = 0.8) -> float:
+    """Smallest n from which the power stays at `wanted` or above, interpolated in ln n; infinite if never reached."""
+    group = group.sort_values("n")
+    n, power = group["n"].to_numpy(), group["power"].to_numpy()
+    above = power >= wanted
+    if not above[-1]:
+        return math.inf
+    first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    if first == 0:
+        return float(n[0])
+    low, high = power[first - 1], power[first]
+    return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))

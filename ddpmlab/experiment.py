@@ -392,6 +392,19 @@ def calibrated(law: str, metric: str, repeats: int | None = None) -> calibration
     return calibration.Calibration(**json.loads((folder / "calibration.json").read_text()))
 
 
+def remembered(name: str, function: Callable[..., pd.DataFrame], **arguments) -> pd.DataFrame:
+    """A table that a function of this package computes from plain arguments; cached like a score."""
+    text = json.dumps([name, arguments, code_hash("score")], sort_keys=True)
+    folder = cache_folder() / "table" / hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not _read_entry(folder):
+        table = function(**arguments)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / "table.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        _seal(folder)
+    return pd.read_csv(folder / "table.csv")
+
+
 # --- many runs -------------------------------------------------------------------------------------------------
 
 

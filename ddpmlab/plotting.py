@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73"),
@@ -105,8 +106,10 @@ def clouds(rows: dict[str, dict[str, np.ndarray]], colors: dict[str, str] | None
     return figure
 
 
-def log_ticks(ax: Axes, values: Sequence[float]) -> None:
-    """A logarithmic abscissa labelled at the given values only."""
-    ax.set_xscale("log")
-    ax.set_xticks(list(values), [f"{v:,.0f}" for v in values])
-    ax.minorticks_off()
+def log_ticks(ax: Axes, values: Sequence[float], axis: str = "x") -> None:
+    """A logarithmic axis labelled at the given values only."""
+    one = ax.xaxis if axis == "x" else ax.yaxis
+    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    one.set_ticks(list(values), [f"{v:,.0f}" if v >= 10 else f"{v:g}" for v in values])
+    one.set_tick_params(which="minor", length=0)
+    one.set_minor_formatter(NullFormatter())

@@ -36,7 +36,7 @@ from tqdm import tqdm  # text, so that it reaches the console of a batch run
 from ddpmlab import data, metrics, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, WEIGHTINGS, Denoiser
 from ddpmlab.files import atomic
-from ddpmlab.metrics import calibration
+from ddpmlab.metrics import calibration, likelihood, two_sample
 from ddpmlab.training import CheckpointError, Fit, fit
 
 COLUMNS = (
@@ -152,9 +152,9 @@ class Experiment:
             )
         if self.n_samples < 2:
             raise ValueError(f"n_samples = {self.n_samples}; scores need at least 2 points")
-        unknown = [name for name in self.metrics if name not in SCORES]
+        unknown = [name for name in self.metrics if name not in {**SCORES, **MODEL_SCORES}]
         if unknown:
-            raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted(SCORES))}")
+            raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted({**SCORES, **MODEL_SCORES}))}")
         if self.average and self.training.ema_decay is None and self.training.ema_sigma_rel is None:
             raise ValueError("average=True needs training with ema_decay or ema_sigma_rel")
         self.build()
@@ -359,8 +359,37 @@ SCORES: dict[str, Score] = {
 }
 
 
+def truth(law: str, schedule: Mapping[str, Any]) -> likelihood.Truth:
+    """Noisy points of a law under a schedule and their exact posterior means; cached, for every model to be held to."""
+    text = json.dumps([law, _spelt_out(schedules.SCHEDULES, schedule), code_hash("score")], sort_keys=True)
+    folder = cache_folder() / "truth" / hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not _read_entry(folder):
+        found = likelihood.Truth.of(_standardised(law), build(schedules.SCHEDULES, schedule))
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_tensors(folder / "truth.safetensors", asdict(found))
+        _seal(folder)
+    return likelihood.Truth(**load_file(folder / "truth.safetensors"))
+
+
+def _nll_gap(config: Experiment, denoiser: Denoiser, split: str) -> float:
+    law = _standardised(config.law)
+    points = calibration.draw(getattr(law.split(), split), 500, torch.Generator().manual_seed(0))
+    return likelihood.nll_gap(denoiser, law, points).value
+
+
+MODEL_SCORES: dict[str, Callable[[Experiment, Denoiser], float]] = {
+    "kl": lambda config, denoiser: truth(config.law, config.schedule).path_kl(denoiser).value,
+    "nll_gap": lambda config, denoiser: _nll_gap(config, denoiser, "test"),
+    "nll_gap_train": lambda config, denoiser: _nll_gap(config, denoiser, "train"),
+}
+"""Scores of a denoiser itself against the exact one, in nats; their floor is 0."""
+
+
 def score(config: Experiment, step: int | None = None) -> dict[str, float]:
-    """Values of the config's metrics on its samples against the law's test split; cached."""
+    """Values of the config's metrics on its samples against the law's test split; cached.
+
+    A permutation p-value, where a score has one, goes by the score's name and ` p`.
+    """
     folder = cache_folder() / "score" / _key(config, "score", step=step)
     if not _read_entry(folder):
         points, cost = sample(config, step)
@@ -369,7 +398,15 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
         kept = points.isfinite().all(1)
         values["divergent_share"] = float((~kept | (points.abs() > calibration.DIVERGENT).any(1)).double().mean())
         for name in config.metrics:
+            if name in MODEL_SCORES:
+                values[name] = MODEL_SCORES[name](config, trained(config, step))
+                continue
             values[name] = SCORES[name].mean(points[kept].double(), test, seed=config.seed)
+            if name in two_sample.STATISTICS:
+                n = SCORES[name].n
+                values[f"{name} p"] = two_sample.permutation_test(
+                    points[kept][:n], test[:n], name, seed=config.seed
+                ).p_value
         folder.mkdir(parents=True, exist_ok=True)
         _save_json(folder / "scores.json", values)
         _seal(folder)
@@ -379,6 +416,7 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
 def calibrated(law: str, metric: str, repeats: int | None = None) -> calibration.Calibration:
     """Floor and ceiling of a metric for a law, by single draws of its fresh samples against its test split; cached."""
     repeats = repeats or (200 if SCORES[metric].n <= 1_000 else 20)
+    torch.set_num_threads(1)
     text = json.dumps([law, metric, repeats, code_hash("score")])
     folder = cache_folder() / "calibration" / hashlib.sha256(text.encode()).hexdigest()[:24]
     if not _read_entry(folder):
@@ -430,9 +468,10 @@ def _is_scored(config: Experiment, wanted: list[tuple[str, int | None]]) -> bool
 
 def _rows(study, config, wanted, scores) -> list[tuple]:
     return [
-        (study, config.law, variant, config.seed, metric, value)
+        (study, config.law, variant, config.seed, metric, value, values.get(f"{metric} p"))
         for (variant, _), values in zip(wanted, scores, strict=True)
         for metric, value in values.items()
+        if not metric.endswith(" p")
     ]
 
 
@@ -472,10 +511,12 @@ def run_all(
     rows = []
     context = multiprocessing.get_context("spawn")
     todo = {k: job for k, job in jobs.items() if not _is_scored(*job)}
-    workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
+    workers = min(workers or os.cpu_count() or 1, max(2, len(todo)))
     for config, wanted in (job for k, job in jobs.items() if k not in todo):
         rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        scored = {(config.law, name) for config, _ in jobs.values() for name in config.metrics if name in SCORES}
+        references = {key: pool.submit(calibrated, *key) for key in sorted(scored)}
         futures = {
             pool.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
             for config, wanted in todo.values()
@@ -490,10 +531,11 @@ def run_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    table = pd.DataFrame(rows, columns=["study", "dataset", "variant", "seed", "metric", "value"])
+        references = {key: future.result() for key, future in references.items()}
+    table = pd.DataFrame(rows, columns=["study", "dataset", "variant", "seed", "metric", "value", "p_value"])
     for (law, metric), group in table.groupby(["dataset", "metric"]):
-        if metric in SCORES:
-            reference = calibrated(law, metric)
+        if (law, metric) in references:
+            reference = references[law, metric]
             columns = ["n", "floor_mean", "floor_sd", "ceiling"]
             table.loc[group.index, columns] = [
                 SCORES[metric].n, reference.floor_mean, reference.floor_sd, reference.ceiling_mean,

@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddpmlab import data
+from ddpmlab.experiment import remembered
+from ddpmlab.metrics import power
+from ddpmlab.metrics.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
+
+LAW = data.make("two_moons")
+
+
+def draw(defect, n=200_000):
+    return DEFECTS[defect](n, torch.Generator().manual_seed(0))
+
+
+def test_defects_are_of_the_stated_size():
+    rms = LAW.distance_to_arcs(draw("arcs 5% too thick")).square().mean().sqrt()
+    perfect = LAW.distance_to_arcs(LAW.sample(200_000, 1)).square().mean().sqrt()
+    assert float(rms / perfect) == pytest.approx(1.05, abs=0.01)
+    away = (draw("0.05% divergent").abs() > 4).any(1).double().mean()
+    assert 3e-4 < float(away) < 6e-4
+    # the missing piece: a twenty-fifth of the upper arc, 2% of all mass, and everything else untouched
+    x = draw("2% of an arc missing")
+    angle = torch.atan2(x[:, 1], x[:, 0]) / math.pi
+    near_upper = ((x.norm(dim=1) - 1).abs() < 0.15) & (x[:, 1] > 0.6)
+    real = LAW.sample(200_000, 2)
+    real_upper = ((real.norm(dim=1) - 1).abs() < 0.15) & (real[:, 1] > 0.6)
+    real_angle = torch.atan2(real[:, 1], real[:, 0]) / math.pi
+    hole = [
+        float((a[u] > 0.475).logical_and(a[u] < 0.485).double().mean())
+        for a, u in ((angle, near_upper), (real_angle, real_upper))
+    ]
+    assert hole[0] < 0.35 * hole[1]  # the noise blurs its edges
+    assert float(near_upper.double().mean()) == pytest.approx(float(real_upper.double().mean()) - 0.02, abs=0.005)
+    lower = (x[:, 1] < -0.1).double().mean() / (real[:, 1] < -0.1).double().mean()
+    assert float(lower) == pytest.approx(1 / 0.98, abs=0.01)
+
+
+def test_direct_questions_have_direct_answers():
+    law = LAW.standardised()
+    x = law.sample(100_000, 0)
+    perfect = thickness(x, x)
+    assert perfect == pytest.approx(1, abs=0.02)
+    wide = power._standard(draw("arcs 5% too thick"))
+    assert thickness(wide, x) / perfect == pytest.approx(1.05, abs=0.01)
+    assert divergent_share(x, x) == 0
+    assert divergent_share(torch.tensor([[7.0, 0.0], [0.0, 1.0]]), x) == 0.5
+
+
+def test_power_is_the_false_alarm_rate_without_a_defect_and_one_with_a_large_one(monkeypatch):
+    monkeypatch.setattr(
+        power, "DEFECTS", {"none": LAW.sample, "noise": lambda n, g: 3 * torch.randn(n, 2, generator=g)}
+    )
+    values = power._values("energy distance", 100, 200, seed=0)
+    threshold = np.quantile(values["law"], 0.95)
+    assert float((np.array(values["none"]) > threshold).mean()) == pytest.approx(0.05, abs=0.06)
+    assert min(values["noise"]) > threshold
+
+
+def test_the_table_covers_every_score_within_its_limit_and_is_remembered(monkeypatch):
+    table = remembered("power", power_table, sizes=[100], repeats=2, progress=False)
+    assert set(table.score) == set(power.SCORES)
+    assert len(table) == len(power.SCORES) * len(DEFECTS)
+    assert table.power.between(0, 1).all()
+    again = remembered("power", lambda **_: pytest.fail("computed again"), sizes=[100], repeats=2, progress=False)
+    pd.testing.assert_frame_equal(table, again)
+    with pytest.raises(ValueError, match="repeats = 1"):
+        power_table([100], repeats=1)
+
+
+def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
+    group = pd.DataFrame({"n": [100, 1_000, 10_000], "power": [0.2, 0.6, 1.0]})
+    assert size_at_power(group) == pytest.approx(1_000 * 10**0.5)
+    assert size_at_power(group.assign(power=[0.9, 0.9, 1.0])) == 100
+    assert size_at_power(group.assign(power=[0.1, 0.9, 0.7])) == math.inf
+    assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)

@@ -416,7 +416,6 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
 def calibrated(law: str, metric: str, repeats: int | None = None) -> calibration.Calibration:
     """Floor and ceiling of a metric for a law, by single draws of its fresh samples against its test split; cached."""
     repeats = repeats or (200 if SCORES[metric].n <= 1_000 else 20)
-    torch.set_num_threads(1)
     text = json.dumps([law, metric, repeats, code_hash("score")])
     folder = cache_folder() / "calibration" / hashlib.sha256(text.encode()).hexdigest()[:24]
     if not _read_entry(folder):
@@ -446,8 +445,12 @@ def remembered(name: str, function: Callable[..., pd.DataFrame], **arguments) ->
 # --- many runs -------------------------------------------------------------------------------------------------
 
 
-def _end_with_parent() -> None:
-    """Let a worker die with the process that started it, so that a killed study leaves nothing running."""
+def _start_worker() -> None:
+    """One run, one core: bits that do not depend on the number of cores, and no contention.
+
+    A worker dies with the process that started it, so that a killed study leaves nothing running.
+    """
+    torch.set_num_threads(1)
 
     def watch():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -457,7 +460,6 @@ def _end_with_parent() -> None:
 
 
 def _work(config: Experiment, steps: tuple[int | None, ...]) -> list[dict[str, float]]:
-    torch.set_num_threads(1)  # one run, one core: bits that do not depend on the number of cores, and no contention
     return [score(config, step) for step in steps]
 
 
@@ -514,7 +516,7 @@ def run_all(
     workers = min(workers or os.cpu_count() or 1, max(2, len(todo)))
     for config, wanted in (job for k, job in jobs.items() if k not in todo):
         rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         scored = {(config.law, name) for config, _ in jobs.values() for name in config.metrics if name in SCORES}
         references = {key: pool.submit(calibrated, *key) for key in sorted(scored)}
         futures = {

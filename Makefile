@@ -22,7 +22,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 # pinned by constraints.txt; written last, so that an interrupted installation starts again
 $(STAMP): pyproject.toml constraints.txt
@@ -33,4 +33,4 @@ $(STAMP): pyproject.toml constraints.txt
 
 clean:
 	rm -rf _build $(VENV) .pytest_cache .hypothesis .ruff_cache *.egg-info
-	find ddpmlab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find ddpmlab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -83,7 +83,7 @@ def _check_and_clean(path: Path) -> nbformat.NotebookNode:
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    answer = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 

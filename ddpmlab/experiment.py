@@ -34,10 +34,10 @@ from torch import Tensor
 from tqdm import tqdm  # text, so that it reaches the console of a batch run
 
 from ddpmlab import data, metrics, networks, samplers, schedules
-from ddpmlab.denoisers import PARAMETERISATIONS, WEIGHTINGS, Denoiser
+from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
 from ddpmlab.files import atomic
 from ddpmlab.metrics import calibration, likelihood, two_sample
-from ddpmlab.training import CheckpointError, Fit, fit
+from ddpmlab.training import CheckpointError, Fit, check_options, fit
 
 COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
@@ -61,6 +61,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DDPMLAB_CACHE") or pooch.os_cache("ddpmlab"))
 
 
+_SAMPLING_SEED = 1_000_003
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -93,13 +94,15 @@ class Training:
             raise ValueError("give either epochs or n_steps")
         budget = self.epochs if self.epochs is not None else self.n_steps
         if budget <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError("epochs or n_steps, batch_size and learning_rate must all be positive")
+            raise ValueError(
+                f"epochs = {self.epochs}, n_steps = {self.n_steps}, batch_size = {self.batch_size}, "
+                f"learning_rate = {self.learning_rate}; all that are given must be positive"
+            )
         if self.keep_epochs and (
             self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget
         ):
             raise ValueError(f"keep_epochs = {self.keep_epochs} must lie within epochs = {self.epochs}")
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"unknown weighting {self.weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
+        check_options(self.weighting, self.optimiser, self.decay, self.times, self.ema_decay, self.ema_sigma_rel)
 
     def step_of(self, epochs: float, n_points: int) -> int:
         """The optimiser step at which a number of passes over `n_points` is complete."""
@@ -150,19 +153,20 @@ class Experiment:
             raise ValueError(
                 f"unknown parameterisation {self.parameterisation!r}; choose one of: {', '.join(PARAMETERISATIONS)}"
             )
-        if self.n_samples < 2:
-            raise ValueError(f"n_samples = {self.n_samples}; scores need at least 2 points")
         unknown = [name for name in self.metrics if name not in {**SCORES, **MODEL_SCORES}]
         if unknown:
             raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted({**SCORES, **MODEL_SCORES}))}")
+        needed = max([2, *(SCORES[name].n for name in self.metrics if name in SCORES)])
+        if self.n_samples < needed:
+            raise ValueError(f"n_samples = {self.n_samples}; the metrics {list(self.metrics)} compare {needed}")
         if self.average and self.training.ema_decay is None and self.training.ema_sigma_rel is None:
             raise ValueError("average=True needs training with ema_decay or ema_sigma_rel")
-        self.build()
-        build(samplers.SAMPLERS, self.sampler)
+        sampler = build(samplers.SAMPLERS, self.sampler)
+        self.build().schedule.times(sampler.n_steps, sampler.spacing)
 
     def build(self) -> Denoiser:
         """An untrained denoiser of this config."""
-        network = build(networks.NETWORKS, {**self.network, "dim": data.LAWS[self.law].dim})
+        network = build(networks.NETWORKS, {**self.network, "dim": data.make(self.law).dim})
         return Denoiser(network, build(schedules.SCHEDULES, self.schedule), self.parameterisation)
 
 
@@ -206,8 +210,9 @@ def _spelt_out(registry, part: Mapping[str, Any]) -> dict[str, Any]:
 def _key(config: Experiment, stage: str, **extra) -> str:
     described = asdict(config)
     described["schedule"] = _spelt_out(schedules.SCHEDULES, config.schedule)
-    described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "dim": data.LAWS[config.law].dim})
-    described["sampler"] = _spelt_out(samplers.SAMPLERS, config.sampler)
+    described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "dim": data.make(config.law).dim})
+    described["sampler"] = {**_spelt_out(samplers.SAMPLERS, config.sampler), "seed": config.seed + _SAMPLING_SEED}
+    described["training"] = config.training.options(data.make(config.law).n_train)
     if stage != "score":
         del described["metrics"]
     if stage == "train":
@@ -317,7 +322,7 @@ def sample(config: Experiment, step: int | None = None) -> tuple[Tensor, dict[st
     if not _read_entry(folder):
         denoiser, sampler = trained(config, step), build(samplers.SAMPLERS, config.sampler)
         start = perf_counter()
-        points = sampler.sample(denoiser, config.n_samples, seed=config.seed + 1_000_003)
+        points = sampler.sample(denoiser, config.n_samples, seed=config.seed + _SAMPLING_SEED)
         seconds = perf_counter() - start
         n_steps = len(denoiser.schedule.times(sampler.n_steps, sampler.spacing)) - 1
         folder.mkdir(parents=True, exist_ok=True)
@@ -341,8 +346,9 @@ class Score:
     def mean(self, x: Tensor, y: Tensor, seed: int) -> float:
         """Mean over the draws."""
         generator = torch.Generator().manual_seed(seed)
+        n = min(self.n, len(x))  # fewer where points diverged to infinity, which `divergent_share` counts
         draws = [
-            self.function(calibration.draw(x, self.n, generator), calibration.draw(y, self.n, generator))
+            self.function(calibration.draw(x, n, generator), calibration.draw(y, n, generator))
             for _ in range(self.repeats)
         ]
         return float(sum(draws) / len(draws))

@@ -102,6 +102,16 @@ def mean_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 9_
     return float(values.mean()), float(interval.low), float(interval.high)
 
 
+def fraction_left(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Fraction of the noise-to-data distance left, with its confidence interval over seeds.
+
+    Args:
+        rows: rows of a tidy table for one variant, law and metric, one per seed.
+    """
+    fraction = (rows["value"] - rows["floor_mean"]) / (rows["ceiling"] - rows["floor_mean"])
+    return mean_interval(fraction.to_numpy())
+
+
 def glue(numbers: dict[str, Any]) -> None:
     """Store numbers and words of a run for the prose, read there as {glue:text}."""
     from myst_nb import glue as glue_one

@@ -58,8 +58,6 @@ class Sampler(ABC):
         spacing: how the times are spread, see `Schedule.times`; the schedule's default if omitted.
     """
 
-    evaluations_per_step = 1
-
     def __init__(self, n_steps: int | None = None, spacing: str | None = None):
         if n_steps is not None and (n_steps != int(n_steps) or n_steps < 1):
             raise ValueError(f"n_steps = {n_steps}; need a whole number of steps, at least 1")

@@ -91,6 +91,26 @@ def _pick(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + "/")}
 
 
+def check_options(
+    weighting: str, optimiser: str, decay: str, times: str, ema_decay: float | None, ema_sigma_rel: float | None
+) -> None:
+    """Check the named options of `fit`.
+
+    Raises:
+        ValueError: a name is unknown, both kinds of average are asked for, or one's width is out of range.
+    """
+    for name, value, allowed in (
+        ("weighting", weighting, WEIGHTINGS),
+        ("optimiser", optimiser, OPTIMISERS),
+        ("decay", decay, DECAYS),
+        ("times", times, TIMES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"unknown {name} {value!r}; choose one of: {', '.join(allowed)}")
+    if ema_decay is not None or ema_sigma_rel is not None:
+        EMA({}, ema_decay, ema_sigma_rel)
+
+
 @torch.random.fork_rng(devices=[])  # dropout draws from torch's own generator: leave the caller's alone
 def fit(
     denoiser: Denoiser,
@@ -144,14 +164,7 @@ def fit(
         NonFiniteLossError: names the step and `context`.
         CheckpointError: the checkpoint is damaged or was written by another run.
     """
-    for name, value, allowed in (
-        ("weighting", weighting, WEIGHTINGS),
-        ("optimiser", optimiser, OPTIMISERS),
-        ("decay", decay, DECAYS),
-        ("times", times, TIMES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"unknown {name} {value!r}; choose one of: {', '.join(allowed)}")
+    check_options(weighting, optimiser, decay, times, ema_decay, ema_sigma_rel)
     if n_steps < 1 or batch_size < 1 or learning_rate <= 0:
         raise ValueError(
             f"n_steps = {n_steps}, batch_size = {batch_size}, learning_rate = {learning_rate}; all must be positive"
@@ -176,8 +189,11 @@ def fit(
     adam = OPTIMISERS[optimiser](weights.values(), lr=learning_rate, fused=True, **options)
     ema = EMA(weights, ema_decay, ema_sigma_rel) if ema_decay or ema_sigma_rel else None
     batches, result, start = _Batches(len(data), batch_size, generator), Fit(), 0
-    identity = f"{context}|seed={seed}|n={len(data)}"
     kept = sorted({*keep_steps, n_steps})
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    choices = (n_steps, batch_size, learning_rate, decay, warmup, optimiser, weight_decay, grad_clip, weighting, times)
+    choices += (log_normal, ema_decay, ema_sigma_rel, kept, seed, len(data), denoiser.parameterisation, shapes)
+    identity = f"{context}|{choices}"
     running = torch.zeros((), dtype=torch.float64, device=device)
 
     def save(step: int) -> None:
@@ -264,6 +280,10 @@ def fit(
             running.zero_()
             bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         if step in kept:
+            if not all(torch.isfinite(w).all() for w in weights.values()):
+                raise NonFiniteLossError(
+                    f"a weight is not finite at step {step} of {n_steps}. Run: {context or 'unnamed'}"
+                )
             result.weights[step] = {name: w.detach().clone() for name, w in weights.items()}
             if ema:
                 result.averages[step] = {name: w.clone() for name, w in ema.weights.items()}

@@ -1,7 +1,8 @@
 r"""Distances between two samples x `(n, d)` and y `(m, d)`: floats that tend to 0 for equal laws.
 
-Each runs on the device of its samples (EMD on the CPU) and holds at most a few hundred megabytes at 100,000 points a
-side: sums over pairs go block by block. Where a report has a convention of its own it is asked for by name.
+Each runs on the device of its samples (EMD on the CPU) and holds a few hundred megabytes at 100,000 points a side, since
+sums over pairs go block by block; only the EMD needs its whole matrix, and refuses one that is too large. Where a report
+has a convention of its own it is asked for by name.
 """
 
 import math
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 CONVENTIONS = ("unbiased", "biased", "two-moons-report")
+EMD_PAIRS = 100_000_000
+"""The exact EMD cannot be computed in blocks: 10,000 points a side, 0.8 GB, is the most it takes."""
 _BLOCK = 20_000_000  # pairs held at once: 160 MB
 _MEDIAN_POINTS = 10_000  # the median heuristic is exact up to this many pooled points, then a subsample's
 
@@ -47,13 +50,18 @@ def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
     gives its total cost, n times the mean: the homework's convention.
 
     Raises:
-        ValueError: unknown reduction, `total` with unequal sizes, or bad samples (see `check_samples`).
+        ValueError: unknown reduction, `total` with unequal sizes, more than `EMD_PAIRS` pairs, or bad samples.
     """
     x, y = check_samples(x, y, least=1)
     if reduction not in ("mean", "total"):
         raise ValueError(f"unknown reduction {reduction!r}; choose one of: mean, total")
     if reduction == "total" and len(x) != len(y):
         raise ValueError(f"total cost needs equal sizes, got {len(x)} and {len(y)}; use reduction='mean'")
+    if len(x) * len(y) > EMD_PAIRS:
+        raise ValueError(
+            f"{len(x)} against {len(y)} points; the exact EMD holds their cost matrix, at most {EMD_PAIRS:,} pairs: "
+            "draw fewer points, or use sliced_wasserstein"
+        )
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
     mean = float(ot.emd2([], [], cost, numItermax=10_000_000))
     return mean * len(x) if reduction == "total" else mean

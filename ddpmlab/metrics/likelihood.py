@@ -52,6 +52,14 @@ class Estimate:
         return cls(mean, mean - 1.96 * error, mean + 1.96 * error)
 
 
+def _span(schedule: Schedule) -> tuple[float, float]:
+    """First and last noise level to integrate over; a last step at SNR 0 is left to the prior mismatch."""
+    last = schedule.noise_level(schedule.t_max)
+    if not torch.isfinite(last) and isinstance(schedule, DiscreteSchedule):
+        last = schedule.noise_level(schedule.t_max - 1)
+    return float(schedule.noise_level(schedule.t_min)), min(float(last), LARGEST_NOISE_LEVEL)
+
+
 def evaluation_times(schedule: Schedule, n_levels: int) -> Tensor:
     """Times spread evenly in ln(sigma / alpha) from the first noisy time on; whole steps of a discrete schedule.
 
@@ -60,8 +68,7 @@ def evaluation_times(schedule: Schedule, n_levels: int) -> Tensor:
     """
     if n_levels < 2:
         raise ValueError(f"n_levels = {n_levels}; an integral needs at least 2")
-    last = min(float(schedule.noise_level(schedule.t_max)), LARGEST_NOISE_LEVEL)
-    first = float(schedule.noise_level(schedule.t_min))
+    first, last = _span(schedule)
     levels = torch.linspace(math.log(first), math.log(last), n_levels, dtype=torch.float64).exp()
     times = schedule.time_of(levels)
     return times.round().unique() if isinstance(schedule, DiscreteSchedule) else times
@@ -168,11 +175,10 @@ def log_likelihood(denoiser: Denoising, x: Tensor, tolerance: float = 1e-4) -> T
         tolerance: relative and absolute tolerance of the solver.
     """
     schedule = denoiser.schedule
-    first = float(schedule.noise_level(schedule.t_min))
-    last = min(float(schedule.noise_level(schedule.t_max)), LARGEST_NOISE_LEVEL)
+    first, last = _span(schedule)
 
     def slope(level, state):
-        t = schedule.time_of(level.exp())
+        t = schedule.time_of(level.exp().clamp(first, last))  # the solver may look beyond the end
         alpha, sigma = (float(a) for a in schedule(t))
         data, trace = _divergence(denoiser, state[:, :-1], alpha, sigma, t)
         return torch.cat([state[:, :-1] - data, (x.shape[1] - trace)[:, None]], 1)

@@ -1,7 +1,8 @@
 """Power: how many points a score needs to see a known flaw.
 
 A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
-the share of repeats in which it exceeds the 95% quantile of its values between two fresh samples of the law.
+the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
+k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 - k/(B + 1), at most 5%, if B >= 19.
 """
 
 import math
@@ -12,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,9 +26,11 @@ _THICK = TwoMoons()
 _THICK.noise = 1.05 * TwoMoons.noise
 
 
+_STANDARD = _LAW.standardised()
+
+
 def _standard(points: Tensor) -> Tensor:
-    law = _LAW.standardised()
-    return (points - law.mean) / law.scale
+    return (points - _STANDARD.mean) / _STANDARD.scale
 
 
 def thick_arcs(n: int, generator: torch.Generator) -> Tensor:
@@ -61,8 +65,7 @@ DEFECTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
 
 def thickness(x: Tensor, y: Tensor) -> float:
     """Rms distance to the arcs as a ratio to the law's noise, of standardised points x; y is not used."""
-    law = _LAW.standardised()
-    return float(_LAW.distance_to_arcs(law.to_own_units(x)).square().mean().sqrt() / _LAW.noise)
+    return float(_LAW.distance_to_arcs(_STANDARD.to_own_units(x)).square().mean().sqrt() / _LAW.noise)
 
 
 def divergent_share(x: Tensor, y: Tensor) -> float:
@@ -72,16 +75,16 @@ def divergent_share(x: Tensor, y: Tensor) -> float:
 
 def cross_entropy(x: Tensor, y: Tensor) -> float:
     """Mean negative log density of x under the law, in nats; y is not used."""
-    return -float(_LAW.standardised().log_prob(x).clamp(min=-1e3).mean())
+    return -float(_STANDARD.log_prob(x).clamp(min=-1e3).mean())
 
 
 SCORES: dict[str, tuple[Callable[[Tensor, Tensor], float], int]] = {
-    "energy distance": (distances.energy_distance, 10_000),
+    "energy distance": (distances.energy_distance, 5_000),
     "MMD": (distances.mmd2, 5_000),
-    "sliced Wasserstein": (distances.sliced_wasserstein, 10_000),
+    "sliced Wasserstein": (distances.sliced_wasserstein, 5_000),
     "EMD": (distances.emd, 1_000),
     "C2ST (SVM)": (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
-    "C2ST (fast)": (lambda x, y: two_sample.c2st(x, y, "fast").auc, 10_000),
+    "C2ST (fast)": (lambda x, y: two_sample.c2st(x, y, "fast").auc, 5_000),
     "course NLL": (distances.course_nll, 5_000),
     "precision": (lambda x, y: -two_sample.neighbourhood(x, y).precision, 5_000),
     "recall": (lambda x, y: -two_sample.neighbourhood(x, y).recall, 5_000),
@@ -121,13 +124,14 @@ def power_table(
         workers: processes.
 
     Returns:
-        One row per (score, defect, n): columns `score, defect, n, power`.
+        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval.
 
     Raises:
-        ValueError: fewer than 2 repeats.
+        ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats = {repeats}; a quantile needs at least 2")
+    if repeats < 19:
+        raise ValueError(f"repeats = {repeats}; a false-alarm rate of 5% needs at least 19")
+    rank = math.ceil(0.95 * (repeats + 1))
     jobs = [(name, n) for name, (_, limit) in SCORES.items() for n in sizes if n <= limit]
     jobs.sort(key=lambda job: -job[1])  # the long ones first
     rows = []
@@ -135,15 +139,18 @@ def power_table(
         futures = [(job, pool.submit(_values, *job, repeats, seed)) for job in jobs]
         for (name, n), future in tqdm(futures, desc="power", disable=not progress, mininterval=1.0):
             values = future.result()
-            threshold = np.quantile(values["law"], 0.95)
-            rows += [(name, d, n, float(np.mean(np.array(values[d]) > threshold))) for d in DEFECTS]
-    return pd.DataFrame(rows, columns=["score", "defect", "n", "power"])
+            threshold = sorted(values["law"])[rank - 1]
+            for defect in DEFECTS:
+                found = int((np.array(values[defect]) > threshold).sum())
+                interval = binomtest(found, repeats).proportion_ci(method="wilson")
+                rows.append((name, defect, n, found / repeats, interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["score", "defect", "n", "power", "low", "high"])
 
 
-def size_at_power(group: pd.DataFrame, wanted: float = 0.8) -> float:
+def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power") -> float:
     """Smallest n from which the power stays at `wanted` or above, interpolated in ln n; infinite if never reached."""
     group = group.sort_values("n")
-    n, power = group["n"].to_numpy(), group["power"].to_numpy()
+    n, power = group["n"].to_numpy(), group[column].to_numpy()
     above = power >= wanted
     if not above[-1]:
         return math.inf

@@ -13,7 +13,7 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KDTree
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -185,26 +185,20 @@ def neighbourhood(x: Tensor, y: Tensor, k: int = 5) -> Neighbourhood:
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(f"k = {k}; need 1 <= k < {min(len(x), len(y))}, the smaller sample's size")
     x, y = x.cpu().numpy(), y.cpu().numpy()
+    tree_x, tree_y = KDTree(x), KDTree(y)
+    radius_x, radius_y = (tree.query(points, k + 1)[0][:, k] for tree, points in ((tree_x, x), (tree_y, y)))
 
-    def radii(points):
-        return NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points)[0][:, k]
+    def held(tree, n_points, centres, radius):
+        """How many balls hold each point of the tree, and how many points each ball holds."""
+        count, size = np.zeros(n_points, dtype=np.int64), np.zeros(len(centres), dtype=np.int64)
+        for start in range(0, len(centres), 500):
+            block = slice(start, start + 500)
+            inside = tree.query_radius(centres[block], radius[block])
+            size[block] = [len(index) for index in inside]
+            count += np.bincount(np.concatenate(inside), minlength=n_points)
+        return count, size
 
-    def held(points, centres, radius):
-        """How many balls hold each point: radius queries, one centre at a time, by a tree on the points."""
-        found = NearestNeighbors().fit(points)
-        count, hit = np.zeros(len(points), dtype=np.int64), np.zeros(len(centres), dtype=bool)
-        for start in range(0, len(centres), 2_000):
-            block = slice(start, start + 2_000)
-            near, who = found.radius_neighbors(centres[block], radius=float(radius[block].max()))
-            for i, (distance, index) in enumerate(zip(near, who, strict=True), start):
-                inside = index[distance <= radius[i]]
-                count[inside] += 1
-                hit[i] = len(inside) > 0
-        return count, hit
-
-    order = np.argsort(radii(y))
-    real, real_radius = y[order], np.sort(radii(y))
-    of_x, hit = held(x, real, real_radius)
-    order = np.argsort(radii(x))
-    of_y, _ = held(y, x[order], np.sort(radii(x)))
-    return Neighbourhood(float((of_x > 0).mean()), float((of_y > 0).mean()), float(of_x.mean() / k), float(hit.mean()))
+    of_x, size = held(tree_x, len(x), y, radius_y)
+    of_y, _ = held(tree_y, len(y), x, radius_x)
+    precision, recall = float((of_x > 0).mean()), float((of_y > 0).mean())
+    return Neighbourhood(precision, recall, float(of_x.mean() / k), float((size > 0).mean()))

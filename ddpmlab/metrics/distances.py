@@ -1,7 +1,7 @@
 r"""Distances between two samples x `(n, d)` and y `(m, d)`: floats that tend to 0 for equal laws.
 
-Each runs on the device of its samples (EMD on the CPU) and holds a few hundred megabytes at 100,000 points a side, since
-sums over pairs go block by block; only the EMD needs its whole matrix, and refuses one that is too large. Where a report
+Each runs on the device of its samples (EMD on the CPU) and holds a few hundred megabytes at 100,000 points a side, as
+sums over pairs go block by block; only the EMD needs its whole matrix and refuses one that is too large. Where a report
 has a convention of its own it is asked for by name.
 """
 

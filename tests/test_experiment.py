@@ -131,7 +131,11 @@ def test_the_config_is_frozen_and_checked():
         ({"law": "helix", "metrics": ["fid"]}, r"unknown metrics \['fid'\]"),
         ({"law": "helix", "parameterisation": "eps"}, "unknown parameterisation 'eps'; choose one of: epsilon"),
         ({"law": "helix", "average": True}, "ema_decay"),
-        ({"law": "helix", "n_samples": 1}, "n_samples = 1"),
+        ({"law": "helix", "n_samples": 100}, r"n_samples = 100; the metrics \['emd_128'\] compare 128"),
+        (
+            {"law": "helix", "sampler": {"name": "ddpm", "n_steps": 500}},
+            "n_steps = 500; this schedule samples in 1 to 50",
+        ),
         ({"law": "helix", "colour": 1}, "colour"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
@@ -142,9 +146,35 @@ def test_the_config_is_frozen_and_checked():
         ({"epochs": -1}, "must all be positive"),
         ({"epochs": 10, "keep_epochs": (20,)}, "keep_epochs"),
         ({"epochs": 10, "weighting": "x"}, "unknown weighting 'x'"),
+        ({"epochs": 10, "optimiser": "sgd"}, "unknown optimiser 'sgd'; choose one of: adam, adamw"),
+        ({"epochs": 10, "ema_decay": 3.0}, "decay = 3.0"),
     ):
         with pytest.raises(ValueError, match=message):
             Training(**options)
+
+
+def test_points_at_infinity_are_counted_and_left_out(cache, monkeypatch):
+    """A diverged sample costs its share, not the study."""
+    train(SMALL)
+    points = torch.randn(300, 3)
+    points[:3] = torch.inf
+    monkeypatch.setattr(experiment, "sample", lambda *_: (points, {"seconds_sample": 0.0, "nfe": 50}))
+    values = score(SMALL)
+    assert values["divergent_share"] == pytest.approx(0.01)
+    assert 80 < values["emd_128"] < 130
+
+
+def test_every_score_of_the_contract_runs(cache):
+    config = replace(SMALL, metrics=("kl", "nll_gap", "nll_gap_train", "energy_distance"), n_samples=5_000)
+    table = run_all("all", {"small": config}, seeds=[0], progress=False).set_index("metric")
+    assert (table.loc[["kl", "nll_gap", "nll_gap_train"], "value"] > 0).all()
+    assert table.loc["energy_distance", "n"] == 5_000
+    assert 0 < table.loc["energy_distance", "p_value"] <= 1
+    assert (
+        table.loc["energy_distance", "floor_mean"]
+        < table.loc["energy_distance", "value"]
+        < table.loc["energy_distance", "ceiling"]
+    )
 
 
 def test_cache_entries_hold_no_pickle(cache):

@@ -100,7 +100,7 @@ def test_quadrature_has_converged(name, sigma, generator, monkeypatch):
     x_t = x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     log_q, mean = law.marginal(x_t, 1.0, sigma)
     if name == "sin_5_5":
-        monkeypatch.setattr(quadrature, "SPACING", quadrature.SPACING / 2)
+        monkeypatch.setattr(quadrature.Disk, "REFINE", 2.0)
         monkeypatch.setattr(quadrature.Disk, "REACH", 8.5)
         monkeypatch.setattr(quadrature.Disk, "WHOLE", 0.45)
     else:

@@ -27,6 +27,20 @@ def test_the_exact_flow_has_the_laws_density(name, n, generator):
         assert abs(float((found[n:] - law.log_prob(clean))[inside].mean())) < 1e-2
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [schedules.make("vp_cosine"), schedules.make("linear", n_steps=200, lbeta=1e-4, ubeta=0.05).rescaled()],
+    ids=["continuous", "discrete"],
+)
+def test_the_exact_flow_at_zero_terminal_snr(schedule):
+    law = data.make("gaussian", mean=[0.3, -0.2], scale=[0.4, 0.9])
+    level = float(schedule.noise_level(schedule.t_min))
+    x = law.sample(50, 0)
+    found = log_likelihood(ExactDenoiser(law, schedule), x, tolerance=1e-6)
+    prior = 0.1 if schedule.t_max > 1 else 1e-3  # the step before SNR 0 is where a discrete schedule's prior starts
+    assert (found - law.marginal(x, 1.0, level)[0]).abs().max() < prior
+
+
 class Mistaken(Denoising):
     """The exact denoiser of a Gaussian of another width: a denoiser with a known error everywhere."""
 

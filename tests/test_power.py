@@ -55,21 +55,26 @@ def test_power_is_the_false_alarm_rate_without_a_defect_and_one_with_a_large_one
     monkeypatch.setattr(
         power, "DEFECTS", {"none": LAW.sample, "noise": lambda n, g: 3 * torch.randn(n, 2, generator=g)}
     )
-    values = power._values("energy distance", 100, 200, seed=0)
-    threshold = np.quantile(values["law"], 0.95)
-    assert float((np.array(values["none"]) > threshold).mean()) == pytest.approx(0.05, abs=0.06)
-    assert min(values["noise"]) > threshold
+    repeats = 39
+    alarms = []
+    for seed in range(20):
+        values = power._values("energy distance", 50, repeats, seed)
+        threshold = sorted(values["law"])[37]  # ceil(0.95 * 40) = 38 of 39
+        alarms += [v > threshold for v in values["none"]]
+        assert min(values["noise"]) > threshold
+    assert float(np.mean(alarms)) == pytest.approx(0.05, abs=0.035)  # 20 thresholds of 39 values each: sd about 0.01
 
 
 def test_the_table_covers_every_score_within_its_limit_and_is_remembered(monkeypatch):
-    table = remembered("power", power_table, sizes=[100], repeats=2, progress=False)
+    table = remembered("power", power_table, sizes=[100], repeats=19, progress=False)
     assert set(table.score) == set(power.SCORES)
     assert len(table) == len(power.SCORES) * len(DEFECTS)
     assert table.power.between(0, 1).all()
-    again = remembered("power", lambda **_: pytest.fail("computed again"), sizes=[100], repeats=2, progress=False)
+    again = remembered("power", lambda **_: pytest.fail("computed again"), sizes=[100], repeats=19, progress=False)
     pd.testing.assert_frame_equal(table, again)
-    with pytest.raises(ValueError, match="repeats = 1"):
-        power_table([100], repeats=1)
+    assert ((table.low <= table.power) & (table.power <= table.high)).all()
+    with pytest.raises(ValueError, match="repeats = 18; a false-alarm rate of 5% needs at least 19"):
+        power_table([100], repeats=18)
 
 
 def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():

@@ -142,6 +142,13 @@ def test_a_damaged_or_foreign_checkpoint_is_named(points, tmp_path):
     fit(denoiser(), points, 10, batch_size=64, checkpoint=checkpoint)
     with pytest.raises(CheckpointError, match="belongs to another run"):
         fit(denoiser(), points, 10, batch_size=64, checkpoint=checkpoint, seed=5)
+    for other in ({"batch_size": 32}, {"learning_rate": 0.5}, {"weighting": "edm"}, {"keep_steps": [3]}):
+        with pytest.raises(CheckpointError, match="belongs to another run"):
+            fit(denoiser(), points, 10, **{"batch_size": 64, "checkpoint": checkpoint, **other})
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        fit(denoiser(hidden=(8,)), points, 10, batch_size=64, checkpoint=checkpoint)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        fit(denoiser(), points, 5, batch_size=64, checkpoint=checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"run\.safetensors is damaged"):
         fit(denoiser(), points, 10, batch_size=64, checkpoint=checkpoint)

@@ -143,7 +143,7 @@ def test_the_config_is_frozen_and_checked():
     for options, message in (
         ({}, "either epochs or n_steps"),
         ({"epochs": 1, "n_steps": 1}, "either epochs or n_steps"),
-        ({"epochs": -1}, "must all be positive"),
+        ({"epochs": -1}, "epochs = -1.0.*must be positive"),
         ({"epochs": 10, "keep_epochs": (20,)}, "keep_epochs"),
         ({"epochs": 10, "weighting": "x"}, "unknown weighting 'x'"),
         ({"epochs": 10, "optimiser": "sgd"}, "unknown optimiser 'sgd'; choose one of: adam, adamw"),

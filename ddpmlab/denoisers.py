@@ -95,9 +95,11 @@ class Denoiser(Denoising):
 
     def _output(self, x_t, t, alpha, sigma, label):
         """Network output F, `(n, dim)`."""
-        dtype = next(self.network.parameters()).dtype
-        if x_t.dtype != dtype:
-            raise TypeError(f"x_t has dtype {x_t.dtype}, the network {dtype}; convert one with .to(...)")
+        weight = next(self.network.parameters())
+        if x_t.dtype != weight.dtype:
+            raise TypeError(f"x_t has dtype {x_t.dtype}, the network {weight.dtype}; convert one with .to(...)")
+        if x_t.device != weight.device:
+            raise ValueError(f"x_t is on {x_t.device}, the network on {weight.device}; move one with .to(...)")
         scaled = x_t / (alpha**2 + sigma**2).sqrt()
         condition = self._condition(torch.as_tensor(t, dtype=torch.float64), alpha, sigma).expand(len(x_t))
         return self.network(scaled, condition, *([label] if label is not None else []))
@@ -111,7 +113,7 @@ class Denoiser(Denoising):
             label: classes `(n,)` of a conditional network.
 
         Raises:
-            ValueError: shapes that do not fit, or a time off the schedule.
+            ValueError: shapes or devices that do not fit, or a time off the schedule.
             TypeError: `x_t` and the network have different dtypes.
         """
         alpha, sigma = self.scales(x_t, t)

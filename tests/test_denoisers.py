@@ -235,6 +235,7 @@ def test_every_input_feature_reaches_the_output(name, time):
         (lambda d: Denoiser(d.network, d.schedule, "eps"), ValueError, "choose one of: epsilon, x0, v, edm"),
         (lambda d: d(torch.zeros(3, 2, dtype=torch.float64), 3), TypeError, "float64, the network torch.float32"),
         (lambda d: d(torch.zeros(2), 3), ValueError, r"need \(n, dim\)"),
+        (lambda d: d(torch.zeros(3, 2, device="meta"), 3), ValueError, "x_t is on meta, the network on cpu; move one"),
         (lambda d: d(torch.zeros(0, 2), 3), ValueError, "n at least 1"),
         (lambda d: d(torch.zeros(3, 2), torch.ones(2)), ValueError, r"one time, or one per point \(3\)"),
         (lambda d: d(torch.zeros(3, 2), 51), ValueError, r"this schedule has \[0, 50\]"),

@@ -262,6 +262,7 @@ def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name
 
 
 def test_a_million_samples_of_a_default_model_hold_no_point_outside_6_sd():
+    """The model of the README's example, at half its training."""
     law = data.make("two_moons").standardised()
     denoiser = Denoiser(networks.make("mlp", dim=2), schedules.make("vp_cosine"), "v")
     fit(denoiser, law.split().train, 2_000)

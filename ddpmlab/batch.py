@@ -75,7 +75,7 @@ def _check_and_clean(path: Path) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})]
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        if "parameters" in cell.metadata.get("tags", []):  # the defaults; those that ran are in the cell after it
             cell.metadata.tags = [*cell.metadata.tags, "hide-input"]
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)

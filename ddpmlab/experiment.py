@@ -9,14 +9,11 @@ import ast
 import hashlib
 import inspect
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
@@ -38,6 +35,7 @@ from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
 from ddpmlab.files import atomic
 from ddpmlab.metrics import calibration, likelihood, two_sample
 from ddpmlab.training import CheckpointError, Fit, check_options, fit
+from ddpmlab.workers import pool
 
 COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
@@ -451,20 +449,6 @@ def remembered(name: str, function: Callable[..., pd.DataFrame], **arguments) ->
 # --- many runs -------------------------------------------------------------------------------------------------
 
 
-def _start_worker() -> None:
-    """One run, one core: bits that do not depend on the number of cores, and no contention.
-
-    A worker dies with the process that started it, so that a killed study leaves nothing running.
-    """
-    torch.set_num_threads(1)
-
-    def watch():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _work(config: Experiment, steps: tuple[int | None, ...]) -> list[dict[str, float]]:
     return [score(config, step) for step in steps]
 
@@ -517,16 +501,15 @@ def run_all(
             seeded = replace(config, seed=seed)
             jobs.setdefault(str(seeded), (seeded, []))[1].append((variant, step))
     rows = []
-    context = multiprocessing.get_context("spawn")
     todo = {k: job for k, job in jobs.items() if not _is_scored(*job)}
     workers = min(workers or os.cpu_count() or 1, max(2, len(todo)))
     for config, wanted in (job for k, job in jobs.items() if k not in todo):
         rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with pool(workers) as executor:
         scored = {(config.law, name) for config, _ in jobs.values() for name in config.metrics if name in SCORES}
-        references = {key: pool.submit(calibrated, *key) for key in sorted(scored)}
+        references = {key: executor.submit(calibrated, *key) for key in sorted(scored)}
         futures = {
-            pool.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
+            executor.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
             for config, wanted in todo.values()
         }
         bar = tqdm(
@@ -537,7 +520,7 @@ def run_all(
                 config, wanted = futures[future]
                 rows += _rows(study, config, wanted, future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
             raise
         references = {key: future.result() for key, future in references.items()}
     table = pd.DataFrame(rows, columns=["study", "dataset", "variant", "seed", "metric", "value", "p_value"])

@@ -1,7 +1,11 @@
 import json
 import os
+import subprocess
+import sys
+import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +179,41 @@ def test_every_score_of_the_contract_runs(cache):
         < table.loc["energy_distance", "value"]
         < table.loc["energy_distance", "ceiling"]
     )
+
+
+PARENT = """
+import time
+from ddpmlab.workers import pool
+if __name__ == "__main__":
+    with pool(2) as executor:
+        tasks = [executor.submit(time.sleep, 600) for _ in range(2)]
+        print(*executor._processes, flush=True)
+        tasks[0].result()
+"""
+
+
+def test_workers_die_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    children = [int(p) for p in parent.stdout.readline().split()]
+    assert len(children) == 2
+    time.sleep(8)  # until they have imported torch and watch their parent
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        alive = [p for p in children if is_running(p)]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+
+
+def is_running(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_cache_entries_hold_no_pickle(cache):

@@ -6,9 +6,7 @@ k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 
 """
 
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from ddpmlab.data.laws import TwoMoons
 from ddpmlab.metrics import distances, two_sample
 from ddpmlab.metrics.calibration import DIVERGENT
+from ddpmlab.workers import pool
 
 _LAW = TwoMoons()
 _THICK = TwoMoons()
@@ -101,7 +100,6 @@ Course NLL and density can be off on either side; the side that a worse sampler 
 
 
 def _values(name: str, n: int, repeats: int, seed: int) -> dict[str, list[float]]:
-    torch.set_num_threads(1)
     function, generator = SCORES[name][0], torch.Generator().manual_seed(seed)
     samplers = {"law": _LAW.sample, **DEFECTS}
     values = {key: [] for key in samplers}
@@ -135,8 +133,8 @@ def power_table(
     jobs = [(name, n) for name, (_, limit) in SCORES.items() for n in sizes if n <= limit]
     jobs.sort(key=lambda job: -job[1])  # the long ones first
     rows = []
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [(job, pool.submit(_values, *job, repeats, seed)) for job in jobs]
+    with pool(workers) as executor:
+        futures = [(job, executor.submit(_values, *job, repeats, seed)) for job in jobs]
         for (name, n), future in tqdm(futures, desc="power", disable=not progress, mininterval=1.0):
             values = future.result()
             threshold = sorted(values["law"])[rank - 1]

@@ -39,7 +39,7 @@ def test_defects_are_of_the_stated_size():
         (float(real_upper.double().mean()) - 0.02) / 0.98, abs=0.005
     )
     lower = (x[:, 1] < -0.1).double().mean() / (real[:, 1] < -0.1).double().mean()
-    assert float(lower) == pytest.approx(1 / 0.98, abs=0.01)
+    assert float(lower) == pytest.approx(1 / 0.98, abs=0.02)
 
 
 def test_direct_questions_have_direct_answers():

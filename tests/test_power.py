@@ -38,8 +38,12 @@ def test_defects_are_of_the_stated_size():
     assert float(near_upper.double().mean()) == pytest.approx(
         (float(real_upper.double().mean()) - 0.02) / 0.98, abs=0.005
     )
-    lower = (x[:, 1] < -0.1).double().mean() / (real[:, 1] < -0.1).double().mean()
-    assert float(lower) == pytest.approx(1 / 0.98, abs=0.02)
+    # what is left gains in proportion; 2,000,000 points a side give this ratio a standard deviation of 0.0014
+    n = 2_000_000
+    lower = (draw("2% of an arc missing", n)[:, 1] < -0.1).double().mean() / (
+        LAW.sample(n, 3)[:, 1] < -0.1
+    ).double().mean()
+    assert float(lower) == pytest.approx(1 / 0.98, abs=0.006)
 
 
 def test_direct_questions_have_direct_answers():

@@ -115,6 +115,8 @@ def run_study(study: str, profile: str, parameters: dict[str, Any], notebooks: P
         ]
         # the environment's own Python first, so that the kernel is this one
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+        # runs share the cores as processes; threads of the libraries inside each would only get in their way
+        environment.setdefault("OMP_NUM_THREADS", "1")
         answer = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL)
         if page.exists():
             notebook = _check_and_clean(page)

@@ -386,7 +386,19 @@ MODEL_SCORES: dict[str, Callable[[Experiment, Denoiser], float]] = {
     "nll_gap": lambda config, denoiser: _nll_gap(config, denoiser, "test"),
     "nll_gap_train": lambda config, denoiser: _nll_gap(config, denoiser, "train"),
 }
-"""Scores of a denoiser itself against the exact one, in nats; their floor is 0."""
+"""Scores of a denoiser itself against the exact one, in nats. The floor of `kl` is 0, that of the excess likelihoods is
+the prior mismatch."""
+
+
+def sample_scores(points: Tensor, test: Tensor, names: Iterable[str], seed: int) -> dict[str, float]:
+    """Scores of finite samples against test points, and permutation p-values of those that have one, by `<name> p`."""
+    values = {}
+    for name in names:
+        values[name] = SCORES[name].mean(points.double(), test, seed=seed)
+        if name in two_sample.STATISTICS:
+            n = SCORES[name].n
+            values[f"{name} p"] = two_sample.permutation_test(points[:n], test[:n], name, seed=seed).p_value
+    return values
 
 
 def score(config: Experiment, step: int | None = None) -> dict[str, float]:
@@ -401,16 +413,8 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
         values = {"seconds_train": train(config).seconds, **cost}
         kept = points.isfinite().all(1)
         values["divergent_share"] = float((~kept | (points.abs() > calibration.DIVERGENT).any(1)).double().mean())
-        for name in config.metrics:
-            if name in MODEL_SCORES:
-                values[name] = MODEL_SCORES[name](config, trained(config, step))
-                continue
-            values[name] = SCORES[name].mean(points[kept].double(), test, seed=config.seed)
-            if name in two_sample.STATISTICS:
-                n = SCORES[name].n
-                values[f"{name} p"] = two_sample.permutation_test(
-                    points[kept][:n], test[:n], name, seed=config.seed
-                ).p_value
+        values |= {n: MODEL_SCORES[n](config, trained(config, step)) for n in config.metrics if n in MODEL_SCORES}
+        values |= sample_scores(points[kept], test, [n for n in config.metrics if n in SCORES], config.seed)
         folder.mkdir(parents=True, exist_ok=True)
         _save_json(folder / "scores.json", values)
         _seal(folder)
@@ -449,19 +453,22 @@ def remembered(name: str, function: Callable[..., pd.DataFrame], **arguments) ->
 # --- many runs -------------------------------------------------------------------------------------------------
 
 
-def _work(config: Experiment, steps: tuple[int | None, ...]) -> list[dict[str, float]]:
-    return [score(config, step) for step in steps]
+_Job = list[tuple[str, Experiment, int | None]]  # variant, config and step of runs that share one training
 
 
-def _is_scored(config: Experiment, wanted: list[tuple[str, int | None]]) -> bool:
-    keys = [_key(config, "score", step=step) for _, step in wanted]
-    return all((cache_folder() / "score" / key / "checksums.json").exists() for key in keys)
+def _work(job: _Job) -> list[dict[str, float]]:
+    return [score(config, step) for _, config, step in job]
 
 
-def _rows(study, config, wanted, scores) -> list[tuple]:
+def _is_scored(job: _Job) -> bool:
+    folders = (cache_folder() / "score" / _key(config, "score", step=step) for _, config, step in job)
+    return all((folder / "checksums.json").exists() for folder in folders)
+
+
+def _rows(study: str, job: _Job, scores: list[dict[str, float]]) -> list[tuple]:
     return [
         (study, config.law, variant, config.seed, metric, value, values.get(f"{metric} p"))
-        for (variant, _), values in zip(wanted, scores, strict=True)
+        for (variant, config, _), values in zip(job, scores, strict=True)
         for metric, value in values.items()
         if not metric.endswith(" p")
     ]
@@ -485,7 +492,7 @@ def run_all(
     Args:
         study: name of the study, for the table.
         experiments: variant -> config; or (variant, config, step) triples when one training run, stopped at several
-            steps, gives several variants.
+            steps or sampled in several ways, gives several variants. It is trained once.
         seeds: seeds to give each config.
         workers: processes; the number of cores if omitted.
         progress: show a text progress bar.
@@ -495,33 +502,28 @@ def run_all(
     """
     if isinstance(experiments, Mapping):
         experiments = [(variant, config, None) for variant, config in experiments.items()]
-    jobs: dict[str, tuple[Experiment, list[tuple[str, int | None]]]] = {}
+    experiments = list(experiments)
+    jobs: dict[str, _Job] = {}
     for variant, config, step in experiments:
         for seed in seeds:
             seeded = replace(config, seed=seed)
-            jobs.setdefault(str(seeded), (seeded, []))[1].append((variant, step))
-    rows = []
-    todo = {k: job for k, job in jobs.items() if not _is_scored(*job)}
+            jobs.setdefault(_key(seeded, "train"), []).append((variant, seeded, step))
+    rows, todo = [], []
+    for job in jobs.values():
+        if _is_scored(job):
+            rows += _rows(study, job, _work(job))
+        else:
+            todo.append(job)
     workers = min(workers or os.cpu_count() or 1, max(2, len(todo)))
-    for config, wanted in (job for k, job in jobs.items() if k not in todo):
-        rows += _rows(study, config, wanted, [score(config, step) for _, step in wanted])
     with pool(workers) as executor:
-        scored = {(config.law, name) for config, _ in jobs.values() for name in config.metrics if name in SCORES}
+        scored = {(config.law, name) for _, config, _ in experiments for name in config.metrics if name in SCORES}
         references = {key: executor.submit(calibrated, *key) for key in sorted(scored)}
-        futures = {
-            executor.submit(_work, config, tuple(step for _, step in wanted)): (config, wanted)
-            for config, wanted in todo.values()
-        }
+        futures = {executor.submit(_work, job): job for job in todo}
         bar = tqdm(
             as_completed(futures), total=len(futures), desc=study, disable=not progress or not futures, mininterval=1.0
         )
-        try:
-            for future in bar:
-                config, wanted = futures[future]
-                rows += _rows(study, config, wanted, future.result())
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in bar:
+            rows += _rows(study, futures[future], future.result())
         references = {key: future.result() for key, future in references.items()}
     table = pd.DataFrame(rows, columns=["study", "dataset", "variant", "seed", "metric", "value", "p_value"])
     for (law, metric), group in table.groupby(["dataset", "metric"]):

@@ -1,5 +1,6 @@
 """What pages share beside plots: published values, tables to read and to save, claims, numbers for prose."""
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,19 +67,82 @@ def save_claims(rows: list[dict[str, Any]], results: str | Path, page: str) -> p
     return table
 
 
+def claim(
+    id: str,
+    source: str,
+    claim: str,
+    published: str,
+    values: np.ndarray,
+    verdict: str | None = None,
+    error: float = 0.0,
+) -> dict[str, Any]:
+    """A row of `save_claims` from one value per seed, with their mean and its 95% interval.
+
+    Args:
+        id, source, claim, published: as in `CLAIM_COLUMNS`; the claim says that the values are positive.
+        values: one effect per seed.
+        verdict: one of `VERDICTS`; if omitted, `reproduced` where the interval lies above zero.
+        error: standard error that all seeds share, such as that of the points they are scored on; widens the interval.
+    """
+    mean, low, high = mean_interval(values)
+    low, high = mean - math.hypot(mean - low, 1.96 * error), mean + math.hypot(high - mean, 1.96 * error)
+    verdict = verdict or ("reproduced" if low > 0 else "not reproduced")
+    found = dict(zip(CLAIM_COLUMNS, (id, source, claim, published, f"{mean:.3g}", low, high), strict=False))
+    return found | {"verdict": verdict}
+
+
+def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
+    """Save the claims that a page settles and show them, in their order."""
+    saved = save_claims(rows, results, page)
+    interval = [f"{low:.2g} to {high:.2g}" for low, high in zip(saved["ci_low"], saved["ci_high"], strict=True)]
+    shown = saved[["claim", "published"]].assign(**{"measured": saved["measured"], "95% interval": interval})
+    return show(shown.assign(verdict=saved["verdict"]))
+
+
 def summary(table: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
     """Mean ± standard deviation over seeds as text, one row per variant and one column per law."""
     rows = table[table.metric == metric]
     stats = rows.groupby(["variant", "dataset"], sort=False)["value"].agg(["mean", "std"])
-    text = stats.apply(lambda r: f"{r['mean']:.{digits}f} ± {r['std']:.{digits}f}", axis=1)
+    text = stats["mean"].map(f"{{:.{digits}f}}".format) + stats["std"].map(
+        f" ± {{:.{digits}f}}".format, "ignore"
+    ).fillna("")
     return text.unstack("dataset").reindex(rows.variant.unique())
+
+
+def values(published: pd.DataFrame, law: str, metric: str = "emd_128") -> dict[str, float]:
+    """Published values of one law and metric, variant -> value."""
+    rows = published[(published.dataset == law) & (published.metric == metric)]
+    return dict(zip(rows["variant"], rows["value"], strict=True))
+
+
+def side_by_side(
+    table: pd.DataFrame, published: pd.DataFrame, metric: str = "emd_128", digits: int = 1
+) -> pd.DataFrame:
+    """Published values beside ours (mean ± sd over seeds) as text, per law, with a row for the floor and the ceiling.
+
+    Args:
+        table: a tidy table; its variants are the rows, after them those that only the report has.
+        published: what `published` returned.
+        metric: name of the metric in both.
+        digits: after the decimal point.
+    """
+    rows, columns = table[table.metric == metric], {}
+    floor, ceiling = "floor (real against real)", "ceiling (pure noise)"
+    for law in published.dataset.unique():
+        printed = {v: f"{value:.{digits}f}" for v, value in values(published, law, metric).items()}
+        bounds = rows[rows.dataset == law].iloc[0]
+        ours = summary(rows[rows.dataset == law], metric, digits)[law].to_dict()
+        ours |= {floor: f"{bounds.floor_mean:.{digits}f} ± {bounds.floor_sd:.{digits}f}"}
+        columns |= {f"{law}, published": printed, f"{law}, ours": ours | {ceiling: f"{bounds.ceiling:.{digits}f}"}}
+    names = [v for column in columns.values() for v in column if v not in (floor, ceiling)]
+    return pd.DataFrame(columns).reindex([*dict.fromkeys([*rows.variant, *names]), floor, ceiling])
 
 
 def show(table: pd.DataFrame, digits: int = 2):
     """A table for a page: its index as an ordinary first column, headings over their columns, floats rounded."""
     columns = (
         {"selector": "th, td", "props": "text-align: right"},
-        {"selector": "td:first-child", "props": "text-align: left"},
+        {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
     )
     if table.index.name or table.index.dtype == object:
         table = table.rename_axis(columns=None).reset_index()

@@ -1,6 +1,7 @@
 """Real kernels, a real papermill, a real book."""
 
 import json
+import math
 import re
 import shutil
 
@@ -115,7 +116,7 @@ def test_the_manifest_names_notebooks_and_their_parameters():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "spiral"], "unknown study spiral; choose from: parts, epochs"),
+        (["run", "spiral"], "unknown study spiral; choose from: parts, scores, epochs"),
         (["run", "epochs", "-p", "epoch", "3"], "epochs.ipynb has no parameter epoch; it has: epochs"),
         (["book", "spiral"], "unknown study spiral"),
         (["book", "--profile", "slow"], "'slow' is not one of 'quick', 'full'"),
@@ -142,6 +143,27 @@ def test_tables_and_claims_keep_the_contract(tmp_path):
     with pytest.raises(ValueError, match="no published table '9' of 'homework-report'"):
         report.published("homework-report", 9)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_holds_if_its_interval_lies_above_zero():
+    values = [1.0, 1.2, 0.9, 1.1, 1.3]
+    found = report.claim("id", "source", "text", "2", values)
+    assert found["verdict"] == "reproduced"
+    assert found["measured"] == "1.1"
+    assert 0.9 < found["ci_low"] < 1.1 < found["ci_high"] < 1.3
+    wider = report.claim("id", "source", "text", "2", values, error=1.0)
+    assert wider["verdict"] == "not reproduced"
+    assert wider["ci_high"] - 1.1 == pytest.approx(math.hypot(found["ci_high"] - 1.1, 1.96))
+
+
+def test_published_values_stand_beside_ours():
+    bounds = {"floor_mean": 50.0, "floor_sd": 8.0, "ceiling": 107.0}
+    rows = [("helix", f"model={m}", s, "emd_128", 60.0 + m + 2 * s) for m in (1, 2) for s in (0, 1)]
+    table = pd.DataFrame(rows, columns=["dataset", "variant", "seed", "metric", "value"]).assign(**bounds)
+    shown = report.side_by_side(table, report.published("homework-report", 3).query("dataset == 'helix'"))
+    assert shown.loc["model=1"].tolist() == ["120.2", "62.0 ± 1.4"]
+    assert shown.loc["model=3", "helix, published"] == "89.8"
+    assert shown.index[-2:].tolist() == ["floor (real against real)", "ceiling (pure noise)"]
 
 
 def test_committed_pages_are_full_profile_clean_and_complete():

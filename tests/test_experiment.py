@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpmlab import experiment
-from ddpmlab.experiment import DamagedCacheWarning, Experiment, Training, code_hash, run, run_all, sample, score, train
+from ddpmlab import experiment, limits
+from ddpmlab.experiment import (
+    COLUMNS,
+    DamagedCacheWarning,
+    Experiment,
+    Training,
+    code_hash,
+    run,
+    run_all,
+    sample,
+    score,
+    train,
+)
+from ddpmlab.limits import exact_limit
+from ddpmlab.workers import pool
 
 SMALL = Experiment(
     "helix",
@@ -214,6 +228,42 @@ def is_running(process):
         return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_workers_are_kept_unless_the_environment_changes_or_one_is_interrupted(monkeypatch):
+    with pool(1) as executor:
+        first = executor.submit(os.getpid).result()
+    with pool(1) as executor:
+        assert executor.submit(os.getpid).result() == first
+    monkeypatch.setenv("DDPMLAB_CACHE", "elsewhere")
+    with pool(1) as executor:
+        second = executor.submit(os.getpid).result()
+        assert second != first
+        assert executor.submit(os.getenv, "DDPMLAB_CACHE").result() == "elsewhere"
+    os.kill(second, signal.SIGINT)
+    while is_running(second):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    with pool(1) as executor:
+        assert executor.submit(os.getpid).result() not in (first, second)
+    with pytest.raises(ZeroDivisionError), pool(1) as executor:
+        executor.submit(divmod, 1, 0).result()
+    with pool(1) as executor:
+        assert executor.submit(divmod, 7, 2).result() == (3, 1)
+
+
+def test_the_exact_denoiser_stands_in_for_a_network(cache, monkeypatch):
+    """Scores of a known sampler: samples of the exact denoiser score as real points do; computed once."""
+    config = replace(SMALL, n_samples=5_000, sampler={"name": "heun", "n_steps": 20}, metrics=("emd_128", "kl"))
+    config = replace(config, schedule={"name": "vp_cosine", "terminal_snr": 1e-4, "t_min": 0.005})
+    table = exact_limit("x", config, range(2), n_samples=400)
+    assert table["metric"].tolist() == ["emd_128"] * 2
+    assert tuple(table.columns) == COLUMNS
+    assert (table["value"] - table["floor_mean"]).abs().max() < 5
+    assert table["ceiling"].min() > 95
+    monkeypatch.setattr(limits, "_scores", None)
+    assert exact_limit("x", config, range(2), n_samples=400)["value"].tolist() == table["value"].tolist()
+    assert exact_limit("x", replace(config, metrics=("energy_distance",)), [0], n_samples=400).empty
 
 
 def test_cache_entries_hold_no_pickle(cache):

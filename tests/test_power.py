@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 
-from ddpmlab import data
+from ddpmlab import data, power
 from ddpmlab.experiment import remembered
-from ddpmlab.metrics import power
-from ddpmlab.metrics.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
+from ddpmlab.power import DEFECTS, divergent_share, extrapolated_size, power_table, size_at_power, thickness
 
 LAW = data.make("two_moons")
 
@@ -64,8 +64,8 @@ def test_power_is_the_false_alarm_rate_without_a_defect_and_one_with_a_large_one
     repeats = 39
     alarms = []
     for seed in range(20):
-        values = power._values("energy distance", 50, repeats, seed)
-        threshold = sorted(values["law"])[37]  # ceil(0.95 * 40) = 38 of 39
+        values = {key: v[:, 0] for key, v in power._values(("energy distance",), 50, repeats, seed).items()}
+        threshold = sorted(values["fresh"])[37]  # ceil(0.95 * 40) = 38 of 39
         alarms += [v > threshold for v in values["none"]]
         assert min(values["noise"]) > threshold
     assert float(np.mean(alarms)) == pytest.approx(0.05, abs=0.035)  # 20 thresholds of 39 values each: sd about 0.01
@@ -73,8 +73,9 @@ def test_power_is_the_false_alarm_rate_without_a_defect_and_one_with_a_large_one
 
 def test_the_table_covers_every_score_within_its_limit_and_is_remembered(monkeypatch):
     table = remembered("power", power_table, sizes=[100], repeats=19, progress=False)
-    assert set(table.score) == set(power.SCORES)
-    assert len(table) == len(power.SCORES) * len(DEFECTS)
+    names = [name for group in power.SCORES for name in group]
+    assert list(dict.fromkeys(table.score)) == names
+    assert len(table) == len(names) * len(DEFECTS)
     assert table.power.between(0, 1).all()
     again = remembered("power", lambda **_: pytest.fail("computed again"), sizes=[100], repeats=19, progress=False)
     pd.testing.assert_frame_equal(table, again)
@@ -89,3 +90,25 @@ def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
     assert size_at_power(group.assign(power=[0.9, 0.9, 1.0])) == 100
     assert size_at_power(group.assign(power=[0.1, 0.9, 0.7])) == math.inf
     assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)
+
+
+def test_flawed_and_perfect_points_come_from_the_same_numbers():
+    """So the shift of a score is known long before single draws show it."""
+    values = power._values(("thickness",), 200, 30, 0)
+    moved = (values["arcs 5% too thick"] / values["perfect"])[:, 0]
+    assert moved.mean() == pytest.approx(1.05, abs=0.005)
+    assert moved.std() < 0.2 * (values["fresh"] / values["fresh"].mean()).std()
+
+
+@pytest.mark.parametrize("falls", [0.5, 1.0])
+def test_the_extrapolated_size_meets_the_power_of_a_normal_score(falls):
+    """Shift 1, spread 40 (n / 100)^-p: exact in closed form; the range comes from the shift's interval."""
+    n = np.array([100, 1_000, 5_000])
+    group = pd.DataFrame({"n": n, "shift": 1.0, "shift_error": 0.1, "spread": 40 * (n / 100.0) ** -falls})
+    wanted = 100 * (40 * (norm.ppf(0.95) + norm.ppf(0.8))) ** (1 / falls)
+    middle, least, most = extrapolated_size(group)
+    assert middle == pytest.approx(wanted)
+    assert least == pytest.approx(wanted / 1.196 ** (1 / falls))
+    assert most == pytest.approx(wanted / 0.804 ** (1 / falls))
+    assert extrapolated_size(group.assign(shift=0.1))[2] == math.inf
+    assert extrapolated_size(group.assign(shift=-1.0)) == (math.inf,) * 3

@@ -1,0 +1,202 @@
+r"""Power: how many points a score needs to see a known flaw.
+
+A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
+the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
+k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 - k/(B + 1), at most 5%, if B >= 19.
+
+Where the largest n tried is not enough, the wanted n is extrapolated. A defect shifts the mean of a score by
+:math:`\delta`, measured precisely because flawed and perfect points are made from the same random numbers; the spread
+of a perfect sampler's score falls as :math:`s(n) = s_N (N/n)^p`, with p fitted to the sizes tried. Then 80% power at 5%
+false alarms needs :math:`\delta = (z_{0.95} + z_{0.8})\, s(n)`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import as_completed
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest, norm
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpmlab.data.laws import TwoMoons
+from ddpmlab.metrics import distances, two_sample
+from ddpmlab.metrics.calibration import DIVERGENT
+from ddpmlab.workers import pool
+
+_LAW = TwoMoons()
+_THICK = TwoMoons()
+_THICK.noise = 1.05 * TwoMoons.noise
+
+
+_STANDARD = _LAW.standardised()
+
+
+def _standard(points: Tensor) -> Tensor:
+    return (points - _STANDARD.mean) / _STANDARD.scale
+
+
+def thick_arcs(n: int, generator: torch.Generator) -> Tensor:
+    """Arcs 5% thicker than the law's."""
+    return _THICK.sample(n, generator)
+
+
+def dropped_segment(n: int, generator: torch.Generator) -> Tensor:
+    """2% of the mass missing: a piece of the upper arc, a twenty-fifth of it, near its top."""
+    u = torch.rand(n, 4, generator=generator, dtype=torch.float64)
+    upper = u[:, 0] < 0.48 / 0.98  # what is left of the upper arc, of all that is left
+    cut = 0.96 * u[:, 1]
+    u[:, 1] = torch.where(upper, torch.where(cut < 0.46, cut, cut + 0.04), u[:, 1])
+    u[:, 0] = torch.where(upper, 0.25, 0.75)
+    return _LAW._from_uniforms(u)
+
+
+def divergent_points(n: int, generator: torch.Generator) -> Tensor:
+    """0.05% of the points far away: N(0, 20^2 I)."""
+    points = _LAW.sample(n, generator)
+    away = torch.rand(n, generator=generator) < 5e-4
+    points[away] = 20 * torch.randn(int(away.sum()), 2, generator=generator, dtype=torch.float64)
+    return points
+
+
+DEFECTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "arcs 5% too thick": thick_arcs,
+    "2% of an arc missing": dropped_segment,
+    "0.05% divergent": divergent_points,
+}
+
+
+def thickness(x: Tensor, y: Tensor) -> float:
+    """Rms distance to the arcs as a ratio to the law's noise, of standardised points x; y is not used."""
+    return float(_LAW.distance_to_arcs(_STANDARD.to_own_units(x)).square().mean().sqrt() / _LAW.noise)
+
+
+def divergent_share(x: Tensor, y: Tensor) -> float:
+    """Share of points with a coordinate beyond 6 standard deviations; y is not used."""
+    return float((x.abs() > DIVERGENT).any(1).double().mean())
+
+
+def cross_entropy(x: Tensor, y: Tensor) -> float:
+    """Mean negative log density of x under the law, in nats; y is not used."""
+    return -float(_STANDARD.log_prob(x).clamp(min=-1e3).mean())
+
+
+SCORES: dict[tuple[str, ...], tuple[Callable[[Tensor, Tensor], float | tuple[float, ...]], int]] = {
+    ("energy distance",): (distances.energy_distance, 5_000),
+    ("MMD",): (distances.mmd2, 2_000),
+    ("sliced Wasserstein",): (distances.sliced_wasserstein, 20_000),
+    ("EMD",): (distances.emd, 1_000),
+    ("C2ST (SVM)",): (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
+    ("C2ST (fast)",): (lambda x, y: two_sample.c2st(x, y, "fast").auc, 10_000),
+    ("course NLL",): (distances.course_nll, 5_000),
+    ("precision", "recall", "density", "coverage"): (
+        lambda x, y: tuple(-value for value in two_sample.neighbourhood(x, y)),
+        5_000,
+    ),
+    ("thickness",): (thickness, 50_000),
+    ("divergent share",): (divergent_share, 50_000),
+    ("cross-entropy",): (cross_entropy, 50_000),
+}
+"""Scores that one function gives -> function, larger is worse, and the largest n it is tried at.
+
+Course NLL and density can be off on either side; the side that a worse sampler moves them to is the one tested.
+"""
+
+
+def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
+    """Values `(repeats, scores)` of fresh points of the law, and of perfect and flawed ones made from equal numbers."""
+    function, generator = SCORES[names][0], torch.Generator().manual_seed(seed)
+    values = {key: [] for key in ("fresh", "perfect", *DEFECTS)}
+    for _ in range(repeats):
+        real, fresh = _LAW.sample(n, generator), _LAW.sample(n, generator)
+        same = int(torch.randint(2**62, (), generator=generator))
+        drawn = {key: draw(n, torch.Generator().manual_seed(same)) for key, draw in DEFECTS.items()}
+        drawn |= {"fresh": fresh, "perfect": _LAW.sample(n, torch.Generator().manual_seed(same))}
+        for key, points in drawn.items():
+            values[key].append(np.atleast_1d(function(_standard(points), _standard(real))))
+    return {key: np.array(found) for key, found in values.items()}
+
+
+def power_table(
+    sizes: Iterable[int], repeats: int = 40, seed: int = 0, workers: int | None = None, progress: bool = True
+) -> pd.DataFrame:
+    """Power of every score against every defect.
+
+    Args:
+        sizes: points a side; a score is tried up to its own limit.
+        repeats: draws behind each quantile and each power.
+        seed: of all draws.
+        workers: processes; as many as cores if omitted.
+
+    Returns:
+        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval,
+        and `shift, shift_error, spread`: how far the defect moves the score's mean, that mean's standard error, and the
+        standard deviation of a perfect sampler's score.
+
+    Raises:
+        ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
+    """
+    if repeats < 19:
+        raise ValueError(f"repeats = {repeats}; a false-alarm rate of 5% needs at least 19")
+    rank = math.ceil(0.95 * (repeats + 1))
+    jobs = [(names, n) for names, (_, limit) in SCORES.items() for n in sizes if n <= limit]
+    jobs.sort(key=lambda job: -job[1])  # the long ones first
+    rows = []
+    with pool(workers) as executor:
+        futures = {executor.submit(_values, *job, repeats, seed): job for job in jobs}
+        done = as_completed(futures)
+        for future in tqdm(done, desc="power", total=len(futures), disable=not progress, mininterval=1.0):
+            (names, n), values = futures[future], future.result()
+            for i, name in enumerate(names):
+                threshold = np.sort(values["fresh"][:, i])[rank - 1]
+                spread = np.concatenate([values["fresh"][:, i], values["perfect"][:, i]]).std(ddof=1)
+                for defect in DEFECTS:
+                    found = int((values[defect][:, i] > threshold).sum())
+                    interval = binomtest(found, repeats).proportion_ci(method="wilson")
+                    moved = values[defect][:, i] - values["perfect"][:, i]
+                    error = moved.std(ddof=1) / math.sqrt(repeats)
+                    shares = found / repeats, interval.low, interval.high
+                    rows.append((name, defect, n, *shares, moved.mean(), error, spread))
+    columns = ["score", "defect", "n", "power", "low", "high", "shift", "shift_error", "spread"]
+    order = {name: i for i, name in enumerate(name for names in SCORES for name in names)}
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(
+        ["score", "defect", "n"], key=lambda c: c.map(order) if c.name == "score" else c, ignore_index=True
+    )
+
+
+def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power") -> float:
+    """Smallest n from which the power stays at `wanted` or above, interpolated in ln n; infinite if never reached."""
+    group = group.sort_values("n")
+    n, power = group["n"].to_numpy(), group[column].to_numpy()
+    above = power >= wanted
+    if not above[-1]:
+        return math.inf
+    first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    if first == 0:
+        return float(n[0])
+    low, high = power[first - 1], power[first]
+    return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
+
+
+def extrapolated_size(group: pd.DataFrame, wanted: float = 0.8) -> tuple[float, float, float]:
+    """The n at which the power would reach `wanted`, from the largest n tried, and its range.
+
+    Args:
+        group: rows of `power_table` for one score and defect, at two sizes or more.
+        wanted: the power.
+
+    Returns:
+        The n for the measured shift, and for its 95% interval's upper and lower end; infinite where the shift is not
+        above zero.
+    """
+    group = group.sort_values("n")
+    last = group.iloc[-1]
+    falls = np.polyfit(np.log(group["n"]), np.log(group["spread"].clip(lower=1e-300)), 1)[0]
+    power = float(np.clip(-falls, 0.25, 1.0))  # 1/2 for a mean, 1 for a degenerate U-statistic
+    needed = (norm.ppf(0.95) + norm.ppf(wanted)) * last["spread"]
+    shifts = last["shift"] + np.array([0, 1.96, -1.96]) * last["shift_error"]
+    sizes = [float(last["n"] * (needed / shift) ** (1 / power)) if shift > 0 else math.inf for shift in shifts]
+    return sizes[0], sizes[1], sizes[2]

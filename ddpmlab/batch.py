@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +27,7 @@ from ddpmlab.files import atomic
 
 PROFILES = ("quick", "full")
 CELL_TIMEOUT = 6 * 3_600
+_merging = Lock()
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -126,7 +129,8 @@ def run_study(study: str, profile: str, parameters: dict[str, Any], notebooks: P
         if not (results / f"{study}.csv").exists():
             raise StudyError(f"{study}: the notebook wrote no results/{study}.csv")
         seconds = perf_counter() - start
-        _merge(study, profile, seconds, results, book / "results")
+        with _merging:
+            _merge(study, profile, seconds, results, book / "results")
         with atomic(book / "studies" / f"{study}.ipynb") as temporary:
             nbformat.write(notebook, temporary)
     return seconds
@@ -188,8 +192,20 @@ def build_book(profile: str, root: Path, studies: Sequence[str] = ()) -> Path:
         output = root / "_build" / "quick"
         shutil.rmtree(output / "book", ignore_errors=True)
         book = Path(shutil.copytree(root / "book", output / "book"))
-    for study in studies or manifest:
+
+    def run(study: str) -> None:
         print(f"running {study} at the {profile} profile", flush=True)
         seconds = run_study(study, profile, manifest[study][profile] or {}, root / "notebooks", book)
         print(f"{study} done in {seconds:.0f} s", flush=True)
+
+    # two at a time: while one starts its kernel or draws, the other trains
+    with ThreadPoolExecutor(2) as executor:
+        runs = [executor.submit(run, study) for study in studies or manifest]
+        try:
+            wait(runs, return_when=FIRST_EXCEPTION)
+        finally:  # after an error or an interrupt start no other
+            for later in runs:
+                later.cancel()
+    for finished in runs:
+        finished.result()
     return render(book, root / "_config.yml", output)

@@ -60,6 +60,7 @@ def cache_folder() -> Path:
 
 
 _SAMPLING_SEED = 1_000_003
+_POINTS_SEED = 2_000_003
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -67,11 +68,13 @@ _STRICT = ConfigDict(extra="forbid")
 class Training:
     """How to train: the options of `training.fit`, where each is explained.
 
-    Give `epochs` (passes over the training split) or `n_steps`.
+    Give `epochs` (passes over the training points) or `n_steps`. The points are the law's training split, or, with
+    `n_points`, so many others drawn afresh: more than a run can visit is data without end.
     """
 
     epochs: float | None = None
     n_steps: int | None = None
+    n_points: int | None = None
     keep_epochs: tuple[float, ...] = ()
     keep_steps: tuple[int, ...] = ()
     batch_size: int = 1_024
@@ -96,6 +99,8 @@ class Training:
                 f"epochs = {self.epochs}, n_steps = {self.n_steps}, batch_size = {self.batch_size}, "
                 f"learning_rate = {self.learning_rate}; all that are given must be positive"
             )
+        if self.n_points is not None and self.n_points < 1:
+            raise ValueError(f"n_points = {self.n_points}; training needs at least 1 point")
         if self.keep_epochs and (
             self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget
         ):
@@ -106,9 +111,13 @@ class Training:
         """The optimiser step at which a number of passes over `n_points` is complete."""
         return max(1, round(epochs * n_points / self.batch_size))
 
+    def points(self, law: data.Law) -> Tensor:
+        """The points to train on, `(n, dim)`."""
+        return law.split().train if self.n_points is None else law.sample(self.n_points, _POINTS_SEED)
+
     def options(self, n_points: int) -> dict[str, Any]:
         """Keyword arguments of `fit` for a training set of `n_points`."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_points"}
         epochs, keep_epochs = options.pop("epochs"), options.pop("keep_epochs")
         if epochs is not None:
             options["n_steps"] = self.step_of(epochs, n_points)
@@ -210,7 +219,9 @@ def _key(config: Experiment, stage: str, **extra) -> str:
     described["schedule"] = _spelt_out(schedules.SCHEDULES, config.schedule)
     described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "dim": data.make(config.law).dim})
     described["sampler"] = {**_spelt_out(samplers.SAMPLERS, config.sampler), "seed": config.seed + _SAMPLING_SEED}
-    described["training"] = config.training.options(data.make(config.law).n_train)
+    described["training"] = config.training.options(config.training.n_points or data.make(config.law).n_train)
+    if config.training.n_points is not None:
+        described["training"]["n_points"] = config.training.n_points
     if stage != "score":
         del described["metrics"]
     if stage == "train":
@@ -268,7 +279,7 @@ def train(config: Experiment, progress: bool = False, on_step: Callable[[int], N
     folder = cache_folder() / "train" / _key(config, "train")
     if not _read_entry(folder):
         denoiser = config.build()
-        points = _standardised(config.law).split().train
+        points = config.training.points(_standardised(config.law))
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = folder / ".checkpoint.safetensors"
         options = config.training.options(len(points))
@@ -284,7 +295,7 @@ def train(config: Experiment, progress: bool = False, on_step: Callable[[int], N
                 if attempt == 2:
                     raise
                 warnings.warn(f"{error}; starting this run anew", DamagedCacheWarning, 2)
-                checkpoint.unlink()
+                checkpoint.unlink(missing_ok=True)
         tensors = {f"weights/{s}/{k}": v for s in result.weights for k, v in result.weights[s].items()}
         tensors |= {f"average/{s}/{k}": v for s in result.averages for k, v in result.averages[s].items()}
         _save_tensors(folder / "weights.safetensors", tensors)

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import threading
+import time
 
 import nbformat
 import pandas as pd
@@ -107,10 +109,36 @@ def test_unknown_parameters_are_an_error(notebooks, tmp_path):
 
 def test_the_manifest_names_notebooks_and_their_parameters():
     manifest = batch.read_manifest(ROOT / "notebooks")
-    assert {f"{study}.ipynb" for study in manifest} <= {p.name for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {f"{study}.ipynb" for study in manifest} == {p.name for p in (ROOT / "notebooks").glob("*.ipynb")}
     for study, profiles in manifest.items():
         for parameters in profiles.values():
             batch.check_parameters(ROOT / "notebooks" / f"{study}.ipynb", parameters or {})
+
+
+def test_after_a_study_that_failed_no_other_starts(tmp_path, monkeypatch):
+    for folder in ("notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    names = ["a", "b", "c", "d", "e"]
+    (tmp_path / "notebooks" / "studies.yml").write_text(
+        "".join(f"{name}: {{quick: {{}}, full: {{}}}}\n" for name in names)
+    )
+    for name in names:
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    ran, failed = [], threading.Event()
+
+    def run(study, *_):
+        ran.append(study)
+        if study == "b":
+            failed.set()
+            raise batch.StudyError("b: it broke")
+        failed.wait(30)
+        time.sleep(0.5)
+        return 0.0
+
+    monkeypatch.setattr(batch, "run_study", run)
+    with pytest.raises(batch.StudyError, match="b: it broke"):
+        batch.build_book("quick", tmp_path)
+    assert set(ran) <= {"a", "b", "c"}  # two at a time: c may have taken the failed one's place before it was known
 
 
 @pytest.mark.parametrize(

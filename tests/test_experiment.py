@@ -273,3 +273,18 @@ def test_cache_entries_hold_no_pickle(cache):
     for path in cache.rglob("*.json"):
         json.loads(path.read_text())
     assert os.environ["DDPMLAB_CACHE"] == str(cache)
+
+
+def test_training_points_can_be_drawn_afresh(cache):
+    law = experiment.data.make("helix").standardised()
+    split = law.split().train
+    assert torch.equal(SMALL.training.points(law), split)
+    fresh = Training(n_steps=20, batch_size=128, n_points=500)
+    points = fresh.points(law)
+    assert points.shape == (500, 3)
+    assert not torch.equal(points, split[:500])
+    losses = [train(replace(SMALL, training=replace(fresh, n_points=n))).losses for n in (None, 500, 600)]
+    assert len({tuple(x) for x in losses}) == 3  # three runs, none taken for another in the cache
+    assert Training(epochs=4, batch_size=100, n_points=500).options(500)["n_steps"] == 20
+    with pytest.raises(ValueError, match="n_points = 0; training needs at least 1 point"):
+        Training(n_steps=1, n_points=0)

@@ -3,11 +3,6 @@ r"""Power: how many points a score needs to see a known flaw.
 A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
 the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
 k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 - k/(B + 1), at most 5%, if B >= 19.
-
-Where the largest n tried is not enough, the wanted n is extrapolated. A defect shifts the mean of a score by
-:math:`\delta`, measured precisely because flawed and perfect points are made from the same random numbers; the spread
-of a perfect sampler's score falls as :math:`s(n) = s_N (N/n)^p`, with p fitted to the sizes tried. Then 80% power at 5%
-false alarms needs :math:`\delta = (z_{0.95} + z_{0.8})\, s(n)`.
 """
 
 import math
@@ -17,7 +12,7 @@ from concurrent.futures import as_completed
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -106,15 +101,14 @@ Course NLL and density can be off on either side; the side that a worse sampler 
 
 
 def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
-    """Values `(repeats, scores)` of fresh points of the law, and of perfect and flawed ones made from equal numbers."""
+    """Values `(repeats, scores)` of fresh points of the law and of flawed ones."""
     function, generator = SCORES[names][0], torch.Generator().manual_seed(seed)
-    values = {key: [] for key in ("fresh", "perfect", *DEFECTS)}
+    values = {key: [] for key in ("fresh", *DEFECTS)}
     for _ in range(repeats):
         real, fresh = _LAW.sample(n, generator), _LAW.sample(n, generator)
         same = int(torch.randint(2**62, (), generator=generator))
         drawn = {key: draw(n, torch.Generator().manual_seed(same)) for key, draw in DEFECTS.items()}
-        drawn |= {"fresh": fresh, "perfect": _LAW.sample(n, torch.Generator().manual_seed(same))}
-        for key, points in drawn.items():
+        for key, points in {"fresh": fresh, **drawn}.items():
             values[key].append(np.atleast_1d(function(_standard(points), _standard(real))))
     return {key: np.array(found) for key, found in values.items()}
 
@@ -131,9 +125,7 @@ def power_table(
         workers: processes; as many as cores if omitted.
 
     Returns:
-        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval,
-        and `shift, shift_error, spread`: how far the defect moves the score's mean, that mean's standard error, and the
-        standard deviation of a perfect sampler's score.
+        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval.
 
     Raises:
         ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
@@ -151,15 +143,11 @@ def power_table(
             (names, n), values = futures[future], future.result()
             for i, name in enumerate(names):
                 threshold = np.sort(values["fresh"][:, i])[rank - 1]
-                spread = np.concatenate([values["fresh"][:, i], values["perfect"][:, i]]).std(ddof=1)
                 for defect in DEFECTS:
                     found = int((values[defect][:, i] > threshold).sum())
                     interval = binomtest(found, repeats).proportion_ci(method="wilson")
-                    moved = values[defect][:, i] - values["perfect"][:, i]
-                    error = moved.std(ddof=1) / math.sqrt(repeats)
-                    shares = found / repeats, interval.low, interval.high
-                    rows.append((name, defect, n, *shares, moved.mean(), error, spread))
-    columns = ["score", "defect", "n", "power", "low", "high", "shift", "shift_error", "spread"]
+                    rows.append((name, defect, n, found / repeats, interval.low, interval.high))
+    columns = ["score", "defect", "n", "power", "low", "high"]
     order = {name: i for i, name in enumerate(name for names in SCORES for name in names)}
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(
@@ -179,24 +167,3 @@ def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power
         return float(n[0])
     low, high = power[first - 1], power[first]
     return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
-
-
-def extrapolated_size(group: pd.DataFrame, wanted: float = 0.8) -> tuple[float, float, float]:
-    """The n at which the power would reach `wanted`, from the largest n tried, and its range.
-
-    Args:
-        group: rows of `power_table` for one score and defect, at two sizes or more.
-        wanted: the power.
-
-    Returns:
-        The n for the measured shift, and for its 95% interval's upper and lower end; infinite where the shift is not
-        above zero.
-    """
-    group = group.sort_values("n")
-    last = group.iloc[-1]
-    falls = np.polyfit(np.log(group["n"]), np.log(group["spread"].clip(lower=1e-300)), 1)[0]
-    power = float(np.clip(-falls, 0.25, 1.0))  # 1/2 for a mean, 1 for a degenerate U-statistic
-    needed = (norm.ppf(0.95) + norm.ppf(wanted)) * last["spread"]
-    shifts = last["shift"] + np.array([0, 1.96, -1.96]) * last["shift_error"]
-    sizes = [float(last["n"] * (needed / shift) ** (1 / power)) if shift > 0 else math.inf for shift in shifts]
-    return sizes[0], sizes[1], sizes[2]

@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import norm
 
 from ddpmlab import data, power
 from ddpmlab.experiment import remembered
-from ddpmlab.power import DEFECTS, divergent_share, extrapolated_size, power_table, size_at_power, thickness
+from ddpmlab.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
 
 LAW = data.make("two_moons")
 
@@ -90,25 +89,3 @@ def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
     assert size_at_power(group.assign(power=[0.9, 0.9, 1.0])) == 100
     assert size_at_power(group.assign(power=[0.1, 0.9, 0.7])) == math.inf
     assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)
-
-
-def test_flawed_and_perfect_points_come_from_the_same_numbers():
-    """So the shift of a score is known long before single draws show it."""
-    values = power._values(("thickness",), 200, 30, 0)
-    moved = (values["arcs 5% too thick"] / values["perfect"])[:, 0]
-    assert moved.mean() == pytest.approx(1.05, abs=0.005)
-    assert moved.std() < 0.2 * (values["fresh"] / values["fresh"].mean()).std()
-
-
-@pytest.mark.parametrize("falls", [0.5, 1.0])
-def test_the_extrapolated_size_meets_the_power_of_a_normal_score(falls):
-    """Shift 1, spread 40 (n / 100)^-p: exact in closed form; the range comes from the shift's interval."""
-    n = np.array([100, 1_000, 5_000])
-    group = pd.DataFrame({"n": n, "shift": 1.0, "shift_error": 0.1, "spread": 40 * (n / 100.0) ** -falls})
-    wanted = 100 * (40 * (norm.ppf(0.95) + norm.ppf(0.8))) ** (1 / falls)
-    middle, least, most = extrapolated_size(group)
-    assert middle == pytest.approx(wanted)
-    assert least == pytest.approx(wanted / 1.196 ** (1 / falls))
-    assert most == pytest.approx(wanted / 0.804 ** (1 / falls))
-    assert extrapolated_size(group.assign(shift=0.1))[2] == math.inf
-    assert extrapolated_size(group.assign(shift=-1.0)) == (math.inf,) * 3

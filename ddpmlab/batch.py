@@ -120,11 +120,15 @@ def run_study(study: str, profile: str, parameters: dict[str, Any], notebooks: P
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         # runs share the cores as processes; threads of the libraries inside each would only get in their way
         environment.setdefault("OMP_NUM_THREADS", "1")
-        answer = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL)
+        # by a pipe: papermill opens what it is told to write to, and would empty a log file
+        with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            for chunk in iter(lambda: process.stderr.read1(4_096), b""):
+                sys.stderr.buffer.write(chunk)
+                sys.stderr.flush()
         if page.exists():
             notebook = _check_and_clean(page)
-        if answer.returncode != 0 or not page.exists():
-            raise StudyError(f"{study}: papermill stopped with exit code {answer.returncode}; see its log above")
+        if process.returncode != 0 or not page.exists():
+            raise StudyError(f"{study}: papermill stopped with exit code {process.returncode}; see its log above")
         results = folder / "results"
         if not (results / f"{study}.csv").exists():
             raise StudyError(f"{study}: the notebook wrote no results/{study}.csv")

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -77,6 +79,20 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
     batch.run_study("tiny", "full", {"x": 7}, folder, book)
     claims = pd.read_csv(book / "results" / "claims.csv")
     assert dict(zip(claims.page, claims.measured.astype(str), strict=True)) == {"else": "a", "tiny": "7"}
+
+
+def test_a_log_file_keeps_what_was_written_before_the_run(notebooks, tmp_path):
+    folder, log = notebooks(TABLE, "import sys; print('progress', file=sys.stderr)"), tmp_path / "log"
+    shutil.copytree(folder, tmp_path / "root" / "notebooks")
+    command = [*(sys.executable, "-m", "ddpmlab.cli", "run", "tiny", "--root", "root", "--into", "out")]
+    with open(log, "w") as file:
+        file.write("before\n")
+        file.flush()
+        subprocess.run(command, cwd=tmp_path, stdout=file, stderr=file, check=True)
+    text = log.read_text()
+    assert text.startswith("before\n")
+    assert "progress" in text
+    assert "tiny done in" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What no training can beat: the exact denoiser, under the same schedule, by the same sampler, scored the same way.
+"""What perfect training reads: the exact denoiser, under the same schedule, by the same sampler, scored the same way.
 
 Real against real is the floor of a score; a chain that stops short of noise, or takes too few steps, does not reach it
 even with the exact denoiser. What lies between a trained network and this limit is the network's.

@@ -1,4 +1,4 @@
-r"""Power: how many points a score needs to see a known flaw.
+"""Power: how many points a score needs to see a known flaw.
 
 A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
 the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
@@ -101,7 +101,7 @@ Course NLL and density can be off on either side; the side that a worse sampler 
 
 
 def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
-    """Values `(repeats, scores)` of fresh points of the law and of flawed ones."""
+    """Values `(repeats, scores)` of fresh points of the law and of flawed ones, all flaws made from equal numbers."""
     function, generator = SCORES[names][0], torch.Generator().manual_seed(seed)
     values = {key: [] for key in ("fresh", *DEFECTS)}
     for _ in range(repeats):

@@ -33,7 +33,7 @@ from tqdm import tqdm  # text, so that it reaches the console of a batch run
 from ddpmlab import data, metrics, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
 from ddpmlab.files import atomic
-from ddpmlab.metrics import calibration, likelihood, two_sample
+from ddpmlab.metrics import calibration, likelihood, moons, two_sample
 from ddpmlab.training import CheckpointError, Fit, check_options, fit
 from ddpmlab.workers import pool
 
@@ -139,7 +139,7 @@ class Experiment:
         parameterisation: see `denoisers`.
         training: how to train.
         n_samples: how many points to draw.
-        metrics: names of scores, see `SCORES`.
+        metrics: names of scores, see `SCORES`, `SAMPLE_SCORES` and `MODEL_SCORES`.
         average: sample from the averaged weights instead of the last ones.
         seed: fixes everything.
     """
@@ -160,10 +160,14 @@ class Experiment:
             raise ValueError(
                 f"unknown parameterisation {self.parameterisation!r}; choose one of: {', '.join(PARAMETERISATIONS)}"
             )
-        unknown = [name for name in self.metrics if name not in {**SCORES, **MODEL_SCORES}]
+        known = {**SCORES, **SAMPLE_SCORES, **MODEL_SCORES}
+        unknown = [name for name in self.metrics if name not in known]
         if unknown:
-            raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted({**SCORES, **MODEL_SCORES}))}")
-        needed = max([2, *(SCORES[name].n for name in self.metrics if name in SCORES)])
+            raise ValueError(f"unknown metrics {unknown}; choose from: {', '.join(sorted(known))}")
+        for name in self.metrics:
+            if name in SAMPLE_SCORES and SAMPLE_SCORES[name].law not in (None, self.law):
+                raise ValueError(f"metric {name} is one of the law {SAMPLE_SCORES[name].law}, not of {self.law}")
+        needed = max([2, *(known[name].n for name in self.metrics if name not in MODEL_SCORES)])
         if self.n_samples < needed:
             raise ValueError(f"n_samples = {self.n_samples}; the metrics {list(self.metrics)} compare {needed}")
         if self.average and self.training.ema_decay is None and self.training.ema_sigma_rel is None:
@@ -374,6 +378,35 @@ SCORES: dict[str, Score] = {
 }
 
 
+@dataclass(frozen=True)
+class SampleScore:
+    """A score of all generated points of a run: values by name, from (points, law, seed).
+
+    Attributes:
+        n: least number of points.
+        function: returns the values; a permutation p-value goes by its score's name and ` p`.
+        law: the only law that has it, if it is not one of every law.
+    """
+
+    n: int
+    function: Callable[[Tensor, data.Law, int], dict[str, float]]
+    law: str | None = None
+
+
+def _large_energy_distance(points: Tensor, law: data.Law, seed: int, n: int = 20_000) -> dict[str, float]:
+    tested = two_sample.permutation_test(points[:n], law.sample(n, _POINTS_SEED + seed), seed=seed)
+    return {f"energy_distance_{n}": tested.statistic, f"energy_distance_{n} p": tested.p_value}
+
+
+SAMPLE_SCORES: dict[str, SampleScore] = {
+    "energy_distance_20000": SampleScore(20_000, _large_energy_distance),
+    "thickness": SampleScore(2, lambda points, law, seed: {"thickness": moons.thickness(points)}, "two_moons"),
+    "two-moons-report": SampleScore(5_000, lambda points, law, seed: moons.report_scores(points), "two_moons"),
+}
+"""Scores without floor and ceiling: `energy_distance_20000` with its test against as many fresh points of the law, and
+those of `metrics.moons`."""
+
+
 def truth(law: str, schedule: Mapping[str, Any]) -> likelihood.Truth:
     """Noisy points of a law under a schedule and their exact posterior means; cached, for every model to be held to."""
     text = json.dumps([law, _spelt_out(schedules.SCHEDULES, schedule), code_hash("score")], sort_keys=True)
@@ -401,11 +434,15 @@ MODEL_SCORES: dict[str, Callable[[Experiment, Denoiser], float]] = {
 the prior mismatch."""
 
 
-def sample_scores(points: Tensor, test: Tensor, names: Iterable[str], seed: int) -> dict[str, float]:
-    """Scores of finite samples against test points, and permutation p-values of those that have one, by `<name> p`."""
-    values = {}
+def sample_scores(law: str, points: Tensor, names: Iterable[str], seed: int) -> dict[str, float]:
+    """Scores of finite samples against the law, and permutation p-values of those that have one, by `<name> p`."""
+    reference, points, values = _standardised(law), points.double(), {}
+    test = reference.split().test
     for name in names:
-        values[name] = SCORES[name].mean(points.double(), test, seed=seed)
+        if name in SAMPLE_SCORES:
+            values |= SAMPLE_SCORES[name].function(points, reference, seed)
+            continue
+        values[name] = SCORES[name].mean(points, test, seed=seed)
         if name in two_sample.STATISTICS:
             n = SCORES[name].n
             values[f"{name} p"] = two_sample.permutation_test(points[:n], test[:n], name, seed=seed).p_value
@@ -420,12 +457,13 @@ def score(config: Experiment, step: int | None = None) -> dict[str, float]:
     folder = cache_folder() / "score" / _key(config, "score", step=step)
     if not _read_entry(folder):
         points, cost = sample(config, step)
-        test = _standardised(config.law).split().test
         values = {"seconds_train": train(config).seconds, **cost}
         kept = points.isfinite().all(1)
         values["divergent_share"] = float((~kept | (points.abs() > calibration.DIVERGENT).any(1)).double().mean())
         values |= {n: MODEL_SCORES[n](config, trained(config, step)) for n in config.metrics if n in MODEL_SCORES}
-        values |= sample_scores(points[kept], test, [n for n in config.metrics if n in SCORES], config.seed)
+        values |= sample_scores(
+            config.law, points[kept], [n for n in config.metrics if n not in MODEL_SCORES], config.seed
+        )
         folder.mkdir(parents=True, exist_ok=True)
         _save_json(folder / "scores.json", values)
         _seal(folder)

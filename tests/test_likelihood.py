@@ -156,3 +156,19 @@ def test_a_network_that_ignores_its_input_has_the_entropy_gap_it_should():
     gaps = truth.gaps(Denoiser(Zero(), schedule, "x0")).mean(1)
     alpha, sigma = schedule(truth.times)
     torch.testing.assert_close(gaps, 2 * alpha**2 / sigma**2 * alpha**2, rtol=0.05, atol=0)
+
+
+def test_path_kl_between_two_noise_levels():
+    """It is additive, the whole range is the default, and another schedule's integral over the same levels agrees."""
+    law = data.make("gaussian", mean=[0.0, 0.0], scale=1.0)
+    truth, mistaken = Truth.of(law, VE, n_levels=60, n=4_000), Mistaken(0.8, VE)
+    whole = truth.path_kl(mistaken).value
+    assert truth.path_kl(mistaken, between=(0.002, 50.0)).value == pytest.approx(whole, rel=1e-9)
+    parts = [truth.path_kl(mistaken, between=b).value for b in ((0.002, 0.7), (0.7, 3.3), (3.3, 50.0))]
+    assert sum(parts) == pytest.approx(whole, rel=5e-3)
+    cosine = schedules.make("vp_cosine")
+    other = Truth.of(law, cosine, n_levels=60, n=4_000, seed=1).path_kl(Mistaken(0.8, cosine), between=(0.7, 3.3))
+    assert other.value == pytest.approx(parts[1], rel=0.1)
+    for between in ((0.001, 1.0), (1.0, 60.0), (2.0, 1.0)):
+        with pytest.raises(ValueError, match=r"within the schedule's noise levels, 0\.002 to 50"):
+            truth.path_kl(mistaken, between=between)

@@ -112,13 +112,34 @@ class Truth:
         squared = (estimates - self.exact).square().sum(2)
         return denoiser.schedule.snr(self.times)[:, None] * squared
 
-    def path_kl(self, denoiser: Denoising) -> Estimate:
+    def path_kl(self, denoiser: Denoising, between: tuple[float, float] | None = None) -> Estimate:
         """Path-space KL divergence of the denoiser's reverse SDE from the exact one, in nats.
 
         The integral over ln(sigma / alpha) is a trapezoid sum over the levels, its interval that over points.
+
+        Args:
+            denoiser: the denoiser; its schedule is the one that the points were drawn with.
+            between: lowest and highest noise level to integrate over, so that schedules of different reach compare;
+                all of them if omitted. The gap is interpolated there.
+
+        Raises:
+            ValueError: `between` reaches beyond the schedule's levels.
         """
-        levels = denoiser.schedule.noise_level(self.times).log()
-        return Estimate.of(torch.trapezoid(self.gaps(denoiser), levels, dim=0))
+        levels, gaps = denoiser.schedule.noise_level(self.times).log(), self.gaps(denoiser)
+        if between is None:
+            return Estimate.of(torch.trapezoid(gaps, levels, dim=0))
+        low, high = (math.log(level) for level in between)
+        if not levels[0] - 1e-9 <= low < high <= levels[-1] + 1e-9:
+            raise ValueError(
+                f"between = {between}; need an increasing pair within the schedule's noise levels, "
+                f"{levels[0].exp():.3g} to {levels[-1].exp():.3g}"
+            )
+        within = torch.cat(
+            [levels.new_tensor([low]), levels[(levels > low) & (levels < high)], levels.new_tensor([high])]
+        )
+        after = torch.searchsorted(levels, within).clamp(1, len(levels) - 1)
+        weight = ((within - levels[after - 1]) / (levels[after] - levels[after - 1]))[:, None]
+        return Estimate.of(torch.trapezoid(torch.lerp(gaps[after - 1], gaps[after], weight), within, dim=0))
 
 
 def prior_kl(law: Law, schedule: Schedule, n: int = 4_000, seed: int = 0) -> Estimate:

@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+from sklearn.datasets import make_moons
+
+from ddpmlab import data, metrics
+from ddpmlab.experiment import Experiment, Training, sample_scores
+from ddpmlab.limits import EXACT, PERFECT, exact_limit, law_limit
+from ddpmlab.metrics import moons
+
+LAW = data.make("two_moons").standardised()
+
+
+def standardised(own):
+    return (own - LAW.mean) / LAW.scale
+
+
+def arc(n, radius):
+    """Points at a distance from the upper arc's circle, away from its ends and from the other arc."""
+    angle = torch.linspace(0.6 * math.pi, 0.9 * math.pi, n, dtype=torch.float64)
+    return radius * torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def test_thickness_is_the_rms_distance_to_the_arcs():
+    points = standardised(torch.cat([arc(50, 1.03), arc(50, 0.96)]))
+    expected = math.sqrt((0.03**2 + 0.04**2) / 2) / moons.law_thickness()
+    assert moons.thickness(points) == pytest.approx(expected, rel=1e-9)
+    # the noise is normal in two dimensions, but only its part across the arc counts, save at the arcs' ends
+    assert moons.law_thickness() == pytest.approx(0.05, rel=0.01)
+
+
+def test_thickness_of_the_law_is_one_and_divergent_points_do_not_count():
+    points = LAW.sample(100_000, 1)
+    assert moons.thickness(points) == pytest.approx(1, abs=4 / math.sqrt(200_000))
+    far = torch.tensor([[7_500.0, 0.0], [0.0, -6.1]], dtype=torch.float64)
+    assert moons.thickness(torch.cat([points, far])) == moons.thickness(points)
+    with pytest.raises(ValueError, match="all 2 points lie beyond 6 standard deviations"):
+        moons.thickness(far)
+    with pytest.raises(ValueError, match="dimensions"):
+        moons.thickness(torch.zeros(5, 3))
+
+
+def test_the_reports_columns_are_its_arithmetic_on_its_points():
+    real = standardised(torch.from_numpy(make_moons(5_000, noise=0.05, random_state=42)[0]))
+    assert torch.equal(moons.report_sample(), real)
+    x = LAW.sample(300, 2)
+    found = moons.report_scores(x)
+    assert found["mmd_published"] == metrics.mmd2(x, real, "two-moons-report")
+    assert found["energy_distance_published"] == metrics.energy_distance(x, real, "two-moons-report")
+    assert found["sliced_wasserstein_published"] == metrics.sliced_wasserstein(x, real)
+    test = metrics.c2st(x, real, convention="two-moons-report")
+    assert (found["c2st_accuracy_published"], found["c2st_roc_published"]) == tuple(test)
+
+
+def test_scores_of_samples_go_with_those_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    points = LAW.sample(20_000, 5)
+    values = sample_scores("two_moons", points, ["thickness", "energy_distance_20000", "emd_128"], seed=0)
+    assert set(values) == {"thickness", "energy_distance_20000", "energy_distance_20000 p", "emd_128"}
+    assert values["energy_distance_20000 p"] > 0.01
+    config = Experiment(
+        "two_moons",
+        {"name": "ve", "sigma_min": 0.01, "sigma_max": 8.0},
+        training=Training(n_steps=1),
+        sampler={"name": "dpmpp_2m", "n_steps": 20},
+        n_samples=1_000,
+        metrics=("thickness", "emd_128", "kl"),
+    )
+    exact, perfect = exact_limit("x", config, [0]), law_limit("x", config, [0, 1])
+    assert set(exact["variant"]) == {EXACT}
+    assert set(perfect["variant"]) == {PERFECT}
+    for table in (exact, perfect):
+        thickness = table[table.metric == "thickness"]
+        assert (thickness["value"] - 1).abs().max() < 4 / math.sqrt(2_000)
+        assert thickness["floor_mean"].isna().all()
+        assert table[table.metric == "emd_128"]["floor_mean"].notna().all()
+
+
+def test_scores_that_a_run_cannot_have_are_refused():
+    with pytest.raises(ValueError, match="metric thickness is one of the law two_moons, not of helix"):
+        Experiment("helix", metrics=("thickness",))
+    with pytest.raises(ValueError, match=r"n_samples = 5000; the metrics .* compare 20000"):
+        Experiment("two_moons", metrics=("energy_distance_20000",))
+    with pytest.raises(ValueError, match=r"unknown metrics .*energy_distance_20000.*thickness"):
+        Experiment("two_moons", metrics=("thicknes",))

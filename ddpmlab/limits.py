@@ -44,7 +44,9 @@ def _limit(
     rows = []
     with pool() as executor:
         jobs = {
-            seed: executor.submit(remembered, variant, _scores, law=config.law, n=n, names=names, seed=seed, **parts)
+            seed: executor.submit(
+                remembered, EXACT if parts else PERFECT, _scores, law=config.law, n=n, names=names, seed=seed, **parts
+            )
             for seed in (seeds if names else ())
         }
         for seed, job in jobs.items():

@@ -262,7 +262,8 @@ def test_the_exact_denoiser_stands_in_for_a_network(cache, monkeypatch):
     assert (table["value"] - table["floor_mean"]).abs().max() < 5
     assert table["ceiling"].min() > 95
     monkeypatch.setattr(limits, "_scores", None)
-    assert exact_limit("x", config, range(2), n_samples=400)["value"].tolist() == table["value"].tolist()
+    again = exact_limit("x", config, range(2), "by another name", n_samples=400)
+    assert again["value"].tolist() == table["value"].tolist()
     assert exact_limit("x", replace(config, metrics=("energy_distance",)), [0], n_samples=400).empty
 
 

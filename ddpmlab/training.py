@@ -24,7 +24,7 @@ from ddpmlab.files import atomic
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DECAYS = ("none", "cosine", "inverse sqrt")
-TIMES = ("uniform", "log-normal")
+TIMES = ("uniform", "log-normal", "log-normal, independent")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -149,8 +149,9 @@ def fit(
         optimiser: `adam` or `adamw` (with `weight_decay`), torch's defaults otherwise.
         grad_clip: largest norm of the gradient; no clipping if omitted.
         weighting: see `Denoiser.loss`.
-        times: `uniform` over the schedule's times, or `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)`, drawn
-            stratified, with (m, s) = `log_normal` (Karras et al. 2022, table 1).
+        times: `uniform` over the schedule's times; `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)` with
+            (m, s) = `log_normal` (Karras et al. 2022, table 1), stratified: the i-th of n draws lies in the i-th of n
+            equally likely intervals (compare Kingma et al. 2021, appendix I.1); or `log-normal, independent` of each other.
         ema_decay, ema_sigma_rel: keep an average of the weights, see `EMA`.
         keep_steps: steps at which to keep weights, besides the last.
         seed: fixes initial weights, batches, times and noise.
@@ -248,9 +249,11 @@ def fit(
     def draw_times(n: int) -> Tensor:
         if times == "uniform":
             return schedule.random_times(n, generator)
-        strata = torch.rand(n, generator=generator, dtype=torch.float64).add(torch.arange(n)) / n
+        quantiles = torch.rand(n, generator=generator, dtype=torch.float64)
+        if times == "log-normal":
+            quantiles = quantiles.add(torch.arange(n)) / n
         mean, sd = log_normal
-        return schedule.time_of((mean + sd * torch.special.ndtri(strata)).exp())
+        return schedule.time_of((mean + sd * torch.special.ndtri(quantiles)).exp())
 
     network.train()
     bar = tqdm(total=n_steps, initial=start, desc="training", disable=not progress, mininterval=1.0, leave=False)

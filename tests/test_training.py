@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import kstest
 
 from ddpmlab import data, networks, schedules
 from ddpmlab.denoisers import Denoiser
@@ -180,3 +181,19 @@ def test_bad_data_are_named(points):
 def test_progress_bar_is_text(points, capsys):
     fit(denoiser(), points, 10, batch_size=64, progress=True)
     assert "training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("times", ["log-normal", "log-normal, independent"])
+def test_log_normal_noise_levels_have_their_law(points, monkeypatch, times):
+    seen, loss = [], Denoiser.loss
+    monkeypatch.setattr(Denoiser, "loss", lambda self, x0, t, *rest: (seen.append(t), loss(self, x0, t, *rest))[1])
+    model = Denoiser(networks.make("mlp", dim=3, hidden=(4,)), schedules.make("ve"), "edm")
+    fit(model, points, 40, batch_size=50, weighting="edm", times=times, log_normal=(-1.0, 1.3))
+    levels = torch.stack([model.schedule.noise_level(t) for t in seen]).log()
+    quantiles = torch.special.ndtr((levels + 1.0) / 1.3)
+    assert kstest(quantiles.flatten(), "uniform").pvalue > 0.01
+    occupied = torch.tensor([len(row.unique()) for row in (50 * quantiles).floor()])
+    if times == "log-normal":
+        assert (occupied == 50).all()
+    else:  # of 50 intervals 50 independent draws hit 50 (1 - (1 - 1/50)^50) = 31.8
+        assert occupied.double().mean() == pytest.approx(31.8, abs=1.5)

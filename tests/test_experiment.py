@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpmlab import experiment, limits
+from ddpmlab import experiment, limits, recipes
 from ddpmlab.experiment import (
     COLUMNS,
     DamagedCacheWarning,
@@ -289,3 +289,18 @@ def test_training_points_can_be_drawn_afresh(cache):
     assert Training(epochs=4, batch_size=100, n_points=500).options(500)["n_steps"] == 20
     with pytest.raises(ValueError, match="n_points = 0; training needs at least 1 point"):
         Training(n_steps=1, n_points=0)
+
+
+def test_the_two_moons_recipe_changes_only_what_it_is_told_to():
+    recipe = recipes.two_moons(2_000)
+    assert sum(w.numel() for w in recipe.build().parameters()) == 19_778
+    other = recipes.two_moons(2_000, network={"width": 32}, warmup=0, n_samples=700)
+    assert other == replace(
+        recipe,
+        network={**recipe.network, "width": 32},
+        training=replace(recipe.training, warmup=0),
+        n_samples=700,
+    )
+    assert recipes.two_moons(2_000) == recipe
+    with pytest.raises(ValueError, match=r"unknown options \['width'\]"):
+        recipes.two_moons(2_000, width=32)

@@ -24,8 +24,8 @@ _TWO_MOONS: dict[str, Any] = {
 def two_moons(n_steps: int, **changes: Any) -> Experiment:
     """The recipe for the two moons: 19,778 parameters, 20 network evaluations a sample.
 
-    EDM preconditioning and noise levels (Karras et al. 2022, table 1), DPM-Solver++(2M) (Lu et al. 2022); the book
-    measures what each part is worth.
+    EDM preconditioning and log-normal noise levels at a location of our own (Karras et al. 2022, table 1),
+    DPM-Solver++(2M) (Lu et al. 2022); the book measures what each part is worth.
 
     Args:
         n_steps: optimiser steps; the book's longest training has 16,000.

@@ -152,7 +152,7 @@ def fit(
         times: `uniform` over the schedule's times; `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)` with
             (m, s) = `log_normal` (Karras et al. 2022, table 1); or `log-normal, independent`. The first, where time is
             continuous, and the second are stratified: the i-th of n draws lies in the i-th of n equally likely
-            intervals (compare Kingma et al. 2021, appendix I.1).
+            intervals (compare Kingma et al. 2021, appendix I.1). Levels beyond the schedule's are moved to its ends.
         ema_decay, ema_sigma_rel: keep an average of the weights, see `EMA`.
         keep_steps: steps at which to keep weights, besides the last.
         seed: fixes initial weights, batches, times and noise.

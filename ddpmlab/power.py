@@ -3,6 +3,10 @@
 A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
 the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
 k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 - k/(B + 1), at most 5%, if B >= 19.
+
+A flaw too small to be seen at any n that is affordable still moves the score. That shift is measured against a *twin*,
+points of the law made from the same numbers as the flawed ones and scored against the same real ones, so that most of
+the noise cancels; its growth with n, relative to the noise, tells where the power will reach 80% (`extrapolated_size`).
 """
 
 import math
@@ -12,7 +16,7 @@ from concurrent.futures import as_completed
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +31,7 @@ _THICK.noise = 1.05 * TwoMoons.noise
 
 
 _STANDARD = _LAW.standardised()
+_SPAN = 30  # an extrapolation whose interval is wider than this factor says nothing
 
 
 def _standard(points: Tensor) -> Tensor:
@@ -79,20 +84,20 @@ def cross_entropy(x: Tensor, y: Tensor) -> float:
 
 
 SCORES: dict[tuple[str, ...], tuple[Callable[[Tensor, Tensor], float | tuple[float, ...]], int]] = {
-    ("energy distance",): (distances.energy_distance, 5_000),
+    ("energy distance",): (distances.energy_distance, 10_000),
     ("MMD",): (distances.mmd2, 2_000),
     ("sliced Wasserstein",): (distances.sliced_wasserstein, 20_000),
-    ("EMD",): (distances.emd, 1_000),
+    ("EMD",): (distances.emd, 2_000),
     ("C2ST (SVM)",): (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
     ("C2ST (fast)",): (lambda x, y: two_sample.c2st(x, y, "fast").auc, 10_000),
-    ("course NLL",): (distances.course_nll, 5_000),
+    ("course NLL",): (distances.course_nll, 10_000),
     ("precision", "recall", "density", "coverage"): (
         lambda x, y: tuple(-value for value in two_sample.neighbourhood(x, y)),
-        5_000,
+        50_000,
     ),
-    ("thickness",): (thickness, 50_000),
-    ("divergent share",): (divergent_share, 50_000),
-    ("cross-entropy",): (cross_entropy, 50_000),
+    ("thickness",): (thickness, 200_000),
+    ("divergent share",): (divergent_share, 200_000),
+    ("cross-entropy",): (cross_entropy, 200_000),
 }
 """Scores that one function gives -> function, larger is worse, and the largest n it is tried at.
 
@@ -101,16 +106,39 @@ Course NLL and density can be off on either side; the side that a worse sampler 
 
 
 def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
-    """Values `(repeats, scores)` of fresh points of the law and of flawed ones, all flaws made from equal numbers."""
+    """Values `(repeats, scores)` of fresh points of the law, of flawed ones and of their twin, from equal numbers."""
     function, generator = SCORES[names][0], torch.Generator().manual_seed(seed)
-    values = {key: [] for key in ("fresh", *DEFECTS)}
+    values = {key: [] for key in ("fresh", "twin", *DEFECTS)}
     for _ in range(repeats):
         real, fresh = _LAW.sample(n, generator), _LAW.sample(n, generator)
         same = int(torch.randint(2**62, (), generator=generator))
-        drawn = {key: draw(n, torch.Generator().manual_seed(same)) for key, draw in DEFECTS.items()}
+        makers = {"twin": _LAW.sample, **DEFECTS}
+        drawn = {key: draw(n, torch.Generator().manual_seed(same)) for key, draw in makers.items()}
         for key, points in {"fresh": fresh, **drawn}.items():
             values[key].append(np.atleast_1d(function(_standard(points), _standard(real))))
     return {key: np.array(found) for key, found in values.items()}
+
+
+def _reach(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray) -> np.ndarray:
+    r"""Shift of a score over the shift that gives 80% power, of repeats on the last axis.
+
+    .. math:: \rho = (\bar s_1 - \bar s_0) / (q_{95} - \bar s_0 + z_{0.8}\,\sigma_1)
+
+    with the mean of flawed samples over their twins' in the numerator, and in the denominator the quantile and mean of
+    perfect samples, the normal quantile z and the flawed samples' standard deviation: a normal score has a power of 80%
+    where the ratio is 1.
+    """
+    perfect = np.concatenate([fresh, twin], -1)
+    wanted = np.quantile(perfect, 0.95, axis=-1) - perfect.mean(-1) + norm.ppf(0.8) * flawed.std(-1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (flawed - twin).mean(-1) / wanted
+
+
+def _reach_interval(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Reach and its 95% interval by the percentile bootstrap over repeats."""
+    chosen = np.random.default_rng(seed).integers(len(fresh), size=(1_000, len(fresh)))
+    draws = _reach(fresh[chosen], twin[chosen], flawed[chosen])
+    return (float(_reach(fresh, twin, flawed)), *np.quantile(draws, (0.025, 0.975)))
 
 
 def power_table(
@@ -125,7 +153,9 @@ def power_table(
         workers: processes; as many as cores if omitted.
 
     Returns:
-        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval.
+        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval;
+        `reach, reach_low, reach_high`, the shift of the score over the one that 80% power needs and its interval, all
+        three 0 where the defect leaves the score as it is in every repeat.
 
     Raises:
         ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
@@ -146,8 +176,10 @@ def power_table(
                 for defect in DEFECTS:
                     found = int((values[defect][:, i] > threshold).sum())
                     interval = binomtest(found, repeats).proportion_ci(method="wilson")
-                    rows.append((name, defect, n, found / repeats, interval.low, interval.high))
-    columns = ["score", "defect", "n", "power", "low", "high"]
+                    drawn = [values[key][:, i] for key in ("fresh", "twin", defect)]
+                    reach = (0.0,) * 3 if (drawn[1] == drawn[2]).all() else _reach_interval(*drawn, seed)
+                    rows.append((name, defect, n, found / repeats, interval.low, interval.high, *reach))
+    columns = ["score", "defect", "n", "power", "low", "high", "reach", "reach_low", "reach_high"]
     order = {name: i for i, name in enumerate(name for names in SCORES for name in names)}
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(
@@ -167,3 +199,29 @@ def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power
         return float(n[0])
     low, high = power[first - 1], power[first]
     return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
+
+
+def extrapolated_size(group: pd.DataFrame) -> tuple[float, float, float]:
+    r"""Points a side at which the reach will be 1, with a 95% interval; NaN where what was measured does not tell.
+
+    A straight line :math:`\ln\rho = a + b \ln n` by least squares, weighted by the bootstrap's intervals, through the
+    sizes at which the shift is beyond doubt (interval above 0). There must be three of them, the largest tried among
+    them, the slope must be positive beyond doubt, and the interval's ends at most a factor of 30 apart. A mean over
+    points has slope 1/2, a degenerate U-statistic 1.
+
+    Args:
+        group: rows of `power_table` of one score and one defect.
+    """
+    group = group.sort_values("n")
+    seen = group[group["reach_low"] > 0]
+    if len(seen) < 3 or seen["n"].max() < group["n"].max():
+        return (math.nan,) * 3
+    error = np.log(seen["reach_high"] / seen["reach_low"]) / (2 * norm.ppf(0.975))
+    line, covariance = np.polyfit(np.log(seen["n"]), np.log(seen["reach"]), 1, w=1 / error, cov="unscaled")
+    lines = np.random.default_rng(0).multivariate_normal(line, covariance, 10_000)
+    if np.quantile(lines[:, 0], 0.025) <= 0:
+        return (math.nan,) * 3
+    low, high = np.quantile(-lines[:, 1] / lines[:, 0], (0.025, 0.975))
+    if high - low > math.log(_SPAN):
+        return (math.nan,) * 3
+    return float(np.exp(-line[1] / line[0])), float(np.exp(low)), float(np.exp(high))

@@ -151,6 +151,20 @@ def test_emd_without_the_cost_matrix_is_the_same(monkeypatch):
     assert found == pytest.approx(whole, abs=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 60), m=st.integers(1, 60), dim=st.integers(1, 5), step=st.sampled_from([0, 1, 0.25]))
+def test_emd_by_columns_is_that_of_all_pairs_with_ties_and_unequal_sizes(n, m, dim, step):
+    """Points on a lattice (step > 0) have many equal distances, and optimal plans."""
+    x, y = draw(n, dim, 0), draw(m, dim, 1, 2.0)
+    x, y = ((step * (z / step).round() if step else z) for z in (x, y))
+    with pytest.MonkeyPatch.context() as patch:
+        whole = emd(x, y)
+        patch.setattr(distances, "_EMD_PAIRS", 0)
+        patch.setattr(distances, "_EMD_NEAREST", 1)
+        patch.setattr(distances, "_EMD_MORE", 1)
+        assert emd(x, y) == pytest.approx(whole, abs=1e-9)
+
+
 @pytest.mark.parametrize("pairs", [0, 10_000_000])
 def test_emd_that_stops_short_is_an_error(monkeypatch, pairs):
     monkeypatch.setattr(distances, "_EMD_ITERATIONS", 10)
@@ -185,12 +199,9 @@ def test_a_hundred_thousand_points_a_side_need_under_two_gigabytes():
 def test_emd_of_many_points_does_not_hold_its_cost_matrix():
     code = (
         "import torch; from ddpmlab.metrics import distances\n"
-        "x, y = torch.rand(2, 20_000, 2, dtype=torch.float64); distances._EMD_ITERATIONS = 1; before = peak()\n"
-        "try: distances.emd(x, y)\n"
-        "except RuntimeError as stopped: assert 'numItermax' in str(stopped)\n"
-        "else: raise AssertionError('one step cannot be enough')"
-    )  # the solver allocates all of its arrays before its first step
-    assert grown_by(code) < 0.3 * 20_000**2  # the matrix takes 8 bytes a pair
+        "x, y = torch.rand(2, 6_000, 2, dtype=torch.float64); before = peak(); distances.emd(x, y)"
+    )
+    assert grown_by(code) < 4 * 6_000**2  # the matrix takes 8 bytes a pair, beside what the solver makes of it
 
 
 def test_neighbourhood_by_brute_force():

@@ -1,4 +1,5 @@
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -89,3 +90,48 @@ def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
     assert size_at_power(group.assign(power=[0.9, 0.9, 1.0])) == 100
     assert size_at_power(group.assign(power=[0.1, 0.9, 0.7])) == math.inf
     assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)
+
+
+def made(values):
+    """Rows of a power table, from (n, reach), each with a 20% interval."""
+    return pd.DataFrame([{"n": n, "reach": r, "reach_low": r / 1.2, "reach_high": r * 1.2} for n, r in values])
+
+
+def test_the_extrapolated_size_follows_the_power_of_n():
+    """Reach (n / 40,000)^(1/2), so 1 at 40,000; an interval that contains it, and none where nothing can be said."""
+    sizes = (500, 1_000, 2_000, 5_000, 10_000)
+    found, low, high = power.extrapolated_size(made((n, (n / 40_000) ** 0.5) for n in sizes))
+    assert found == pytest.approx(40_000)
+    assert low < 40_000 < high < 10 * low
+    shuffled = made((n, (n / 40_000) ** 0.5) for n in sizes).sample(frac=1, random_state=0)
+    assert power.extrapolated_size(shuffled) == pytest.approx((found, low, high))
+    for nothing in (
+        made((n, 0.1) for n in sizes),  # does not grow
+        made([(500, 0.1), (1_000, 0.2)]),  # two sizes
+        made((n, -((n / 40_000) ** 0.5)) for n in sizes),  # moves the other way
+        made([*((n, (n / 40_000) ** 0.5) for n in sizes), (20_000, -0.1)]),  # not seen at the largest n
+        made([(500, 1e-5), (510, 1.1e-5), (520, 1.2e-5)]),  # so far from 1 that the interval says nothing
+    ):
+        assert all(map(math.isnan, power.extrapolated_size(nothing)))
+
+
+def test_the_reach_is_one_at_eighty_percent_power_of_a_normal_score():
+    """A score N(0, 1) that a flaw shifts by z_0.95 + z_0.8 has a power of 80%; against a twin the shift is exact."""
+    shift = NormalDist().inv_cdf(0.95) + NormalDist().inv_cdf(0.8)
+    fresh, twin = np.random.default_rng(0).standard_normal((2, 4_000))
+    reach, low, high = power._reach_interval(fresh, twin, twin + shift, 0)
+    assert reach == pytest.approx(1, abs=0.03)
+    assert low < reach < high
+    assert (twin + shift > NormalDist().inv_cdf(0.95)).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_twin_is_the_law_from_the_numbers_of_the_flawed(monkeypatch):
+    """Thickness of thick arcs is exactly 1.05 times the twin's, and their divergent share moves in no repeat."""
+    scores = {("thickness",): (thickness, 200), ("divergent share",): (divergent_share, 200)}
+    monkeypatch.setattr(power, "SCORES", scores)
+    values = power._values(("thickness",), 200, 5, 0)
+    assert values["arcs 5% too thick"] == pytest.approx(1.05 * values["twin"], rel=0.01)
+    table = power_table([200], repeats=19, workers=1, progress=False).set_index(["score", "defect"])
+    thick = table.loc["thickness", "arcs 5% too thick"]
+    assert 0 < thick.reach_low < thick.reach < thick.reach_high
+    assert (table.loc["divergent share", "arcs 5% too thick"][["reach", "reach_low", "reach_high"]] == 0).all()

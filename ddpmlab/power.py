@@ -126,19 +126,20 @@ def _reach(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray) -> np.ndarra
 
     with the mean of flawed samples over their twins' in the numerator, and in the denominator the quantile and mean of
     perfect samples, the normal quantile z and the flawed samples' standard deviation: a normal score has a power of 80%
-    where the ratio is 1.
+    where the ratio is 1. Infinite for a shift of a score that is otherwise constant.
     """
     perfect = np.concatenate([fresh, twin], -1)
     wanted = np.quantile(perfect, 0.95, axis=-1) - perfect.mean(-1) + norm.ppf(0.8) * flawed.std(-1, ddof=1)
+    shift = (flawed - twin).mean(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (flawed - twin).mean(-1) / wanted
+        return np.where(shift == 0, 0.0, shift / np.maximum(wanted, 0))
 
 
 def _reach_interval(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Reach and its 95% interval by the percentile bootstrap over repeats."""
     chosen = np.random.default_rng(seed).integers(len(fresh), size=(1_000, len(fresh)))
     draws = _reach(fresh[chosen], twin[chosen], flawed[chosen])
-    return (float(_reach(fresh, twin, flawed)), *np.quantile(draws, (0.025, 0.975)))
+    return (float(_reach(fresh, twin, flawed)), *np.quantile(draws, (0.025, 0.975), method="inverted_cdf"))
 
 
 def power_table(
@@ -213,7 +214,7 @@ def extrapolated_size(group: pd.DataFrame) -> tuple[float, float, float]:
         group: rows of `power_table` of one score and one defect.
     """
     group = group.sort_values("n")
-    seen = group[group["reach_low"] > 0]
+    seen = group[(group["reach_low"] > 0) & np.isfinite(group["reach_high"])]
     if len(seen) < 3 or seen["n"].max() < group["n"].max():
         return (math.nan,) * 3
     error = np.log(seen["reach_high"] / seen["reach_low"]) / (2 * norm.ppf(0.975))

@@ -165,6 +165,14 @@ def test_emd_by_columns_is_that_of_all_pairs_with_ties_and_unequal_sizes(n, m, d
         assert emd(x, y) == pytest.approx(whole, abs=1e-9)
 
 
+def test_emd_by_columns_ends_where_rounding_alone_breaks_the_duals(monkeypatch):
+    x, y = draw(300, 2, 0), draw(300, 2, 1)
+    whole = emd(x, y)
+    monkeypatch.setattr(distances, "_EMD_PAIRS", 0)
+    monkeypatch.setattr(distances, "_EMD_TOLERANCE", -1e-12)  # every pair of the plan, at 0, counts as broken
+    assert emd(x, y) == pytest.approx(whole, abs=1e-9)
+
+
 @pytest.mark.parametrize("pairs", [0, 10_000_000])
 def test_emd_that_stops_short_is_an_error(monkeypatch, pairs):
     monkeypatch.setattr(distances, "_EMD_ITERATIONS", 10)

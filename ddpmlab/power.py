@@ -6,7 +6,7 @@ k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 
 
 A flaw too small to be seen at any n that is affordable still moves the score. That shift is measured against a *twin*,
 points of the law made from the same numbers as the flawed ones and scored against the same real ones, so that most of
-the noise cancels; its growth with n, relative to the noise, tells where the power will reach 80% (`extrapolated_size`).
+the noise cancels; relative to the noise it brackets the n where the power will reach 80% (`bracketed_size`).
 """
 
 import math
@@ -31,7 +31,6 @@ _THICK.noise = 1.05 * TwoMoons.noise
 
 
 _STANDARD = _LAW.standardised()
-_SPAN = 30  # an extrapolation whose interval is wider than this factor says nothing
 
 
 def _standard(points: Tensor) -> Tensor:
@@ -89,7 +88,7 @@ SCORES: dict[tuple[str, ...], tuple[Callable[[Tensor, Tensor], float | tuple[flo
     ("sliced Wasserstein",): (distances.sliced_wasserstein, 20_000),
     ("EMD",): (distances.emd, 2_000),
     ("C2ST (SVM)",): (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
-    ("C2ST (fast)",): (lambda x, y: two_sample.c2st(x, y, "fast").auc, 10_000),
+    ("C2ST (fast)",): (lambda x, y: two_sample.c2st(x, y, "fast").auc, 5_000),
     ("course NLL",): (distances.course_nll, 10_000),
     ("precision", "recall", "density", "coverage"): (
         lambda x, y: tuple(-value for value in two_sample.neighbourhood(x, y)),
@@ -107,7 +106,10 @@ Course NLL and density can be off on either side; the side that a worse sampler 
 
 def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
     """Values `(repeats, scores)` of fresh points of the law, of flawed ones and of their twin, from equal numbers."""
-    function, generator = SCORES[names][0], torch.Generator().manual_seed(seed)
+    function, generator = (
+        SCORES[names][0],
+        torch.Generator().manual_seed(seed + 1_000_003 * n),
+    )  # no draws in common between sizes
     values = {key: [] for key in ("fresh", "twin", *DEFECTS)}
     for _ in range(repeats):
         real, fresh = _LAW.sample(n, generator), _LAW.sample(n, generator)
@@ -124,12 +126,17 @@ def _reach(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray) -> np.ndarra
 
     .. math:: \rho = (\bar s_1 - \bar s_0) / (q_{95} - \bar s_0 + z_{0.8}\,\sigma_1)
 
-    with the mean of flawed samples over their twins' in the numerator, and in the denominator the quantile and mean of
-    perfect samples, the normal quantile z and the flawed samples' standard deviation: a normal score has a power of 80%
-    where the ratio is 1. Infinite for a shift of a score that is otherwise constant.
+    with the mean of flawed samples over their twins' in the numerator, and in the denominator the quantile of perfect
+    samples (by the rank rule of the power) over their mean, the normal quantile z and the flawed samples' standard
+    deviation: a normal score has a power of 80% where the ratio is 1. Infinite for a shift of a score that is otherwise
+    constant.
     """
     perfect = np.concatenate([fresh, twin], -1)
-    wanted = np.quantile(perfect, 0.95, axis=-1) - perfect.mean(-1) + norm.ppf(0.8) * flawed.std(-1, ddof=1)
+    wanted = (
+        np.quantile(perfect, 0.95, axis=-1, method="weibull")
+        - perfect.mean(-1)
+        + norm.ppf(0.8) * flawed.std(-1, ddof=1)
+    )
     shift = (flawed - twin).mean(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(shift == 0, 0.0, shift / np.maximum(wanted, 0))
@@ -202,27 +209,30 @@ def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power
     return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
 
 
-def extrapolated_size(group: pd.DataFrame) -> tuple[float, float, float]:
-    r"""Points a side at which the reach will be 1, with a 95% interval; NaN where what was measured does not tell.
+def bracketed_size(group: pd.DataFrame) -> tuple[float, float]:
+    r"""Points a side between which the reach will be 1, from the reach at the largest n tried; NaN if it does not tell.
 
-    A straight line :math:`\ln\rho = a + b \ln n` by least squares, weighted by the bootstrap's intervals, through the
-    sizes at which the shift is beyond doubt (interval above 0). There must be three of them, the largest tried among
-    them, the slope must be positive beyond doubt, and the interval's ends at most a factor of 30 apart. A mean over
-    points has slope 1/2, a degenerate U-statistic 1.
+    With n the reach grows at least as its root, as for a mean over points, and at most in proportion, as for a
+    degenerate U-statistic below its noise (Serfling 1980, section 5.5). From its interval :math:`(\rho_-, \rho_+)` at
+    :math:`n_{max}` the size is between
+
+    .. math:: n_{max} / \rho_+ \quad\text{and}\quad n_{max} / \rho_-^2 .
+
+    It does not tell if the reach's interval at one of the two largest n touches 0, or if the growth between the two
+    admits no exponent from 1/2 to 1.
 
     Args:
         group: rows of `power_table` of one score and one defect.
     """
-    group = group.sort_values("n")
-    seen = group[(group["reach_low"] > 0) & np.isfinite(group["reach_high"])]
-    if len(seen) < 3 or seen["n"].max() < group["n"].max():
-        return (math.nan,) * 3
-    error = np.log(seen["reach_high"] / seen["reach_low"]) / (2 * norm.ppf(0.975))
-    line, covariance = np.polyfit(np.log(seen["n"]), np.log(seen["reach"]), 1, w=1 / error, cov="unscaled")
-    lines = np.random.default_rng(0).multivariate_normal(line, covariance, 10_000)
-    if np.quantile(lines[:, 0], 0.025) <= 0:
-        return (math.nan,) * 3
-    low, high = np.quantile(-lines[:, 1] / lines[:, 0], (0.025, 0.975))
-    if high - low > math.log(_SPAN):
-        return (math.nan,) * 3
-    return float(np.exp(-line[1] / line[0])), float(np.exp(low)), float(np.exp(high))
+    if len(group) < 2:
+        return math.nan, math.nan
+    before, last = (row for _, row in group.sort_values("n").iloc[-2:].iterrows())
+    if not (before["reach_low"] > 0 and last["reach_low"] > 0 and math.isfinite(last["reach_high"])):
+        return math.nan, math.nan
+    step = math.log(last["n"] / before["n"])
+    slowest = math.log(last["reach_low"] / before["reach_high"]) / step
+    fastest = math.log(last["reach_high"] / before["reach_low"]) / step
+    if slowest > 1 or fastest < 0.5:
+        return math.nan, math.nan
+    reached = min(last["reach_high"], 1.0), min(last["reach_low"], 1.0)
+    return float(last["n"] / reached[0]), float(last["n"] / reached[1] ** 2)

@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import brentq
+from scipy.stats import chi2
 
 from ddpmlab import data, power
 from ddpmlab.experiment import remembered
@@ -92,27 +94,21 @@ def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
     assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)
 
 
-def made(values):
-    """Rows of a power table, from (n, reach), each with a 20% interval."""
-    return pd.DataFrame([{"n": n, "reach": r, "reach_low": r / 1.2, "reach_high": r * 1.2} for n, r in values])
+def test_the_bracket_holds_for_means_and_for_degenerate_statistics():
+    """Reach of a mean, (n/N)^(1/2), and of a noncentral chi-square score, whose growth bends from n to its root."""
+    sizes, truth = np.array([500, 1_000, 2_000, 5_000]), 40_000
 
+    def chi_square(shift):  # two degrees of freedom, noncentrality = shift of the mean
+        return shift / (chi2(2).ppf(0.95) - 2 + NormalDist().inv_cdf(0.8) * np.sqrt(4 + 4 * shift))
 
-def test_the_extrapolated_size_follows_the_power_of_n():
-    """Reach (n / 40,000)^(1/2), so 1 at 40,000; an interval that contains it, and none where nothing can be said."""
-    sizes = (500, 1_000, 2_000, 5_000, 10_000)
-    found, low, high = power.extrapolated_size(made((n, (n / 40_000) ** 0.5) for n in sizes))
-    assert found == pytest.approx(40_000)
-    assert low < 40_000 < high < 10 * low
-    shuffled = made((n, (n / 40_000) ** 0.5) for n in sizes).sample(frac=1, random_state=0)
-    assert power.extrapolated_size(shuffled) == pytest.approx((found, low, high))
-    for nothing in (
-        made((n, 0.1) for n in sizes),  # does not grow
-        made([(500, 0.1), (1_000, 0.2)]),  # two sizes
-        made((n, -((n / 40_000) ** 0.5)) for n in sizes),  # moves the other way
-        made([*((n, (n / 40_000) ** 0.5) for n in sizes), (20_000, -0.1)]),  # not seen at the largest n
-        made([(500, 1e-5), (510, 1.1e-5), (520, 1.2e-5)]),  # so far from 1 that the interval says nothing
-    ):
-        assert all(map(math.isnan, power.extrapolated_size(nothing)))
+    at_truth = brentq(lambda shift: chi_square(shift) - 1, 1, 100)
+    for values in ((sizes / truth) ** 0.5, chi_square(at_truth * sizes / truth)):
+        rows = pd.DataFrame({"n": sizes, "reach": values, "reach_low": values / 1.1, "reach_high": values * 1.1})
+        low, high = power.bracketed_size(rows.sample(frac=1, random_state=0))
+        assert low < truth < high
+    for nothing in (-values, values[::-1], np.where(sizes == 5_000, np.inf, values), 0 * values, values**4):
+        rows = pd.DataFrame({"n": sizes, "reach": nothing, "reach_low": nothing / 1.1, "reach_high": nothing * 1.1})
+        assert all(map(math.isnan, power.bracketed_size(rows)))
 
 
 def test_the_reach_is_one_at_eighty_percent_power_of_a_normal_score():
@@ -123,6 +119,8 @@ def test_the_reach_is_one_at_eighty_percent_power_of_a_normal_score():
     assert reach == pytest.approx(1, abs=0.03)
     assert low < reach < high
     assert (twin + shift > NormalDist().inv_cdf(0.95)).mean() == pytest.approx(0.8, abs=0.02)
+    few = np.random.default_rng(0).standard_normal((2, 2_000, 39))
+    assert power._reach(*few, few[1] + shift).mean() == pytest.approx(1, abs=0.05)  # 0.9 by numpy's default quantile
 
 
 def test_a_twin_is_the_law_from_the_numbers_of_the_flawed(monkeypatch):

@@ -173,6 +173,22 @@ def test_emd_by_columns_ends_where_rounding_alone_breaks_the_duals(monkeypatch):
     assert emd(x, y) == pytest.approx(whole, abs=1e-9)
 
 
+@pytest.mark.parametrize("change", [lambda x: 1e-9 * x, lambda x: 1e9 * x, lambda x: 3 * x, lambda x: x + 20])
+def test_emd_by_columns_of_very_different_laws_drops_pairs_and_is_exact_in_any_units(monkeypatch, change):
+    x, y = draw(400, 2, 0), change(draw(300, 2, 1))
+    whole = emd(x, y), emd(change(x), y)
+    monkeypatch.setattr(distances, "_EMD_PAIRS", 0)
+    monkeypatch.setattr(distances, "_EMD_MOST", 6)
+    assert (emd(x, y), emd(change(x), y)) == pytest.approx(whole, rel=1e-9)
+
+
+def test_emd_by_columns_that_rounding_leaves_unproven_is_an_error(monkeypatch):
+    monkeypatch.setattr(distances, "_EMD_PAIRS", 0)
+    monkeypatch.setattr(distances, "_EMD_GAP", -1e-3)  # no gap is small enough
+    with pytest.raises(RuntimeError, match=r"300 against 300 points: .* leave far points out or use sliced_wasser"):
+        emd(draw(300, 2, 0), draw(300, 2, 1))
+
+
 @pytest.mark.parametrize("pairs", [0, 10_000_000])
 def test_emd_that_stops_short_is_an_error(monkeypatch, pairs):
     monkeypatch.setattr(distances, "_EMD_ITERATIONS", 10)

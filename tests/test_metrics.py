@@ -76,8 +76,9 @@ def test_definitions_by_brute_force(n, m, dim, seed):
     assert course_nll(x, y) == pytest.approx(nll, abs=1e-10)
 
 
-def test_sliced_wasserstein_is_pots():
-    x, y = draw(300, 3, 0), draw(200, 3, 1, 1.2)
+@pytest.mark.parametrize("n", [200, 300])
+def test_sliced_wasserstein_is_pots(n):
+    x, y = draw(300, 3, 0), draw(n, 3, 1, 1.2)
     directions = torch.nn.functional.normalize(draw(3, 256, 0), dim=0)
     expected = float(ot.sliced_wasserstein_distance(x, y, projections=directions, p=1))
     assert sliced_wasserstein(x, y, seed=0) == pytest.approx(expected, abs=1e-9)

@@ -247,9 +247,12 @@ def mmd2(x: Tensor, y: Tensor, convention: str = "unbiased") -> float:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 256, seed: int = 0) -> float:
-    r"""Sliced Wasserstein-1 distance by POT: mean over random unit directions of the one-dimensional distance.
+    r"""Sliced Wasserstein-1 distance: mean over random unit directions of the one-dimensional distance.
 
     .. math:: E_{\theta \sim S^{d-1}} W_1(\theta^\top X, \theta^\top Y).
+
+    In one dimension points of equal number are matched in order (Peyré & Cuturi 2019, remark 2.28); unequal ones go to
+    POT, which takes five times as long.
 
     Args:
         x, y: samples, of any two sizes.
@@ -266,11 +269,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 256, seed: int
     directions = torch.randn(x.shape[1], n_projections, generator=generator, dtype=torch.float64)
     directions = torch.nn.functional.normalize(directions, dim=0).to(x.device)
     size = max(1, 4_000_000 // (len(x) + len(y)))
-    parts = [
-        float(ot.sliced_wasserstein_distance(x, y, projections=part, p=1)) * part.shape[1]
-        for part in directions.split(size, 1)
-    ]
-    return sum(parts) / n_projections
+
+    def mean(part):
+        if len(x) != len(y):
+            return float(ot.sliced_wasserstein_distance(x, y, projections=part, p=1))
+        sorted_x, sorted_y = ((z @ part).T.contiguous().sort().values for z in (x, y))
+        return float((sorted_x - sorted_y).abs().mean())
+
+    return sum(mean(part) * part.shape[1] for part in directions.split(size, 1)) / n_projections
 
 
 def course_nll(x: Tensor, y: Tensor, tau: float = 0.1) -> float:

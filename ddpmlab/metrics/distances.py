@@ -79,8 +79,8 @@ def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
 def _check_optimal(code: int, n: int, m: int) -> None:
     if code != 1:
         raise RuntimeError(
-            f"EMD of {n} against {m} points: the network simplex ended with code {code} instead of 1 (optimal) after "
-            f"at most {_EMD_ITERATIONS:,} iterations; use sliced_wasserstein"
+            f"EMD of {n} against {m} points: the network simplex ended with code {code} (1 is optimal, 3 that "
+            f"{_EMD_ITERATIONS:,} iterations did not suffice); use sliced_wasserstein"
         )
 
 

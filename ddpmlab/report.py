@@ -155,7 +155,9 @@ def show(table: pd.DataFrame, digits: int = 2):
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    r"""Mean and confidence interval over independent values, such as seeds: Student's t, :math:`\bar x \pm t\,s/\sqrt n`.
+    r"""Mean and confidence interval over independent values, such as seeds, by Student's t.
+
+    .. math:: \bar x \pm t_{n-1}\, s/\sqrt n .
 
     With the 5 to 10 seeds of a study it keeps its level where a bootstrap is too narrow. A single value, as in a
     rehearsal, has no interval: its two ends are the value itself.

@@ -1,0 +1,35 @@
+"""Intervals and claims: the numbers that verdicts hang on."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ddpmlab import report
+
+
+def test_the_interval_of_a_mean_is_students_t():
+    values = np.array([1.0, 2.0, 4.0, 8.0])
+    expected = stats.t.interval(0.9, 3, values.mean(), stats.sem(values))
+    assert report.mean_interval(values, 0.9) == pytest.approx((3.75, *expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_intervals_hold_the_truth_as_often_as_they_say(n):
+    draws, n_draws = np.random.default_rng(0).normal(7.0, 2.0, (4_000, n)), 4_000
+    held = sum(low <= 7.0 <= high for _, low, high in map(report.mean_interval, draws))
+    assert abs(held / n_draws - 0.95) < 4 * (0.95 * 0.05 / n_draws) ** 0.5
+
+
+def test_one_value_has_no_interval():
+    assert report.mean_interval([2.5]) == (2.5, 2.5, 2.5)
+
+
+def test_a_claim_is_reproduced_only_if_its_whole_interval_is_above_zero():
+    clear, unclear = np.array([1.0, 1.2, 0.9]), np.array([1.0, -0.2, 0.9])
+    assert report.claim("a", "source", "claim", "1", clear)["verdict"] == "reproduced"
+    assert report.claim("a", "source", "claim", "1", unclear)["verdict"] == "not reproduced"
+    # an error that all seeds share widens the interval, as independent errors do
+    wide = report.claim("a", "source", "claim", "1", clear, error=1.0)
+    assert wide["verdict"] == "not reproduced"
+    _, low, high = report.mean_interval(clear)
+    assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))

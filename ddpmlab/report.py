@@ -95,7 +95,7 @@ def claim(
 def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
     """Save the claims that a page settles and show them, in their order."""
     saved = save_claims(rows, results, page)
-    interval = [f"{low:.2g} to {high:.2g}" for low, high in zip(saved["ci_low"], saved["ci_high"], strict=True)]
+    interval = [f"{low:.3g} to {high:.3g}" for low, high in zip(saved["ci_low"], saved["ci_high"], strict=True)]
     shown = saved[["claim", "published"]].assign(**{"measured": saved["measured"], "95% interval": interval})
     return show(shown.assign(verdict=saved["verdict"]))
 

@@ -36,7 +36,7 @@ LADDER = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
 """Lengths of the rungs of a ladder."""
 WITHHELD = (0.5, 0.9)
 """Lengths between a half and a full sleeve, which the withheld experiment keeps from a network."""
-_FAINT = 0.1
+_FAINT = 0.25
 _TORSO = slice(8, 20)
 
 
@@ -147,8 +147,8 @@ def ghost_index(pictures: Tensor) -> Tensor:
     r"""Brightness of the lower half of the sleeves relative to the torso, `(n,)`; NaN without sleeves.
 
     The mean over the two sides of the sleeve's profile s(r), over the lower half of the rows in which anything at all
-    is lit (:math:`s > 0.1`). An opaque sleeve reads about 1 whatever its length; the average of a short-sleeved and a
-    long-sleeved picture, half-transparent below the elbow, about 1/2.
+    is lit (:math:`s > \tfrac14`). An opaque sleeve reads about 1 whatever its length; the average of a short-sleeved
+    and a long-sleeved picture, half-transparent below the elbow, about 1/2.
     """
     x = as_pictures(pictures)
     garment = measure(x)
@@ -334,33 +334,41 @@ def _blurred(x: Tensor, sd: float) -> Tensor:
 
 
 def fit_ruler(
-    long: Tensor, short: Tensor, n_steps: int = 3000, batch_size: int = 256, width: int = 16, seed: int = 0
+    long: Tensor,
+    short: Tensor,
+    n_steps: int = 2500,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    width: int = 16,
+    seed: int = 0,
 ) -> SleeveRuler:
     """Train a `SleeveRuler` on ladders: half of a batch cut from long sleeves, half regrown on short ones.
 
-    Both sides of a picture get lengths of their own, uniform in [0, 1.15] and at most what there is; a third of the batches is blurred, as the
-    posterior means are that guidance looks at. Adam at 1e-3 with a cosine decay, squared error.
+    Both sides of a picture get lengths of their own, uniform in [0, 1.15] and at most what there is; a third of the
+    batches is blurred, as the posterior means are that guidance looks at. Adam with a cosine decay, squared error.
 
     Args:
         long: tops with full sleeves `(n, 28, 28)`, see `ladder_bases`.
         short: tops with half sleeves `(m, 28, 28)`.
-        n_steps, batch_size, width, seed: of the training.
+        n_steps, batch_size, learning_rate, width, seed: of the training.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ruler = SleeveRuler(width)
     long, short = as_pictures(long), as_pictures(short)
-    optimiser = torch.optim.Adam(ruler.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(ruler.parameters(), lr=learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
     half, ends = batch_size // 2, sleeve_lengths(long)
     for step in range(n_steps):
         lengths = (1.15 * torch.rand(2 * half, 2, generator=generator)).clamp(max=1)
         chosen = [torch.randint(len(of), (half,), generator=generator) for of in (long, short, long)]
-        x = torch.cat([
-            cut(long[chosen[0]], lengths[:half]),
-            regrow(short[chosen[1]], long[chosen[2]], lengths[half:]),
-        ])
+        x = torch.cat(
+            [
+                cut(long[chosen[0]], lengths[:half]),
+                regrow(short[chosen[1]], long[chosen[2]], lengths[half:]),
+            ]
+        )
         if step % 3 == 0:
             x = _blurred(x, 0.4 + 1.1 * float(torch.rand(1, generator=generator)))
         lengths = torch.minimum(lengths, torch.cat([ends[chosen[0]], ends[chosen[2]]]))

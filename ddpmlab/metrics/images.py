@@ -549,7 +549,7 @@ def _check_names(names: Sequence[str]) -> None:
 def denoised(
     denoiser: "Denoising", x0: Tensor, level: float, noise: Tensor, labels: Tensor | None = None, batch_size: int = 250
 ) -> Tensor:
-    r"""Estimates of `x0` from :math:`\alpha x_0 + \sigma\varepsilon` at the time of a noise level :math:`\sigma/\alpha`.
+    r"""Estimates of `x0` from :math:`\alpha x_0 + \sigma\varepsilon` at the noise level :math:`\sigma/\alpha`.
 
     Args:
         denoiser: any, with any schedule.

@@ -53,7 +53,7 @@ class Mistaken(Denoising):
 
     def forward(self, x_t, t):
         alpha, sigma = self.scales(x_t, t)
-        return self.law.denoise(x_t, alpha, sigma)
+        return self.law.denoise(x_t, alpha.clamp(min=1e-12), sigma)
 
 
 def test_both_divergences_in_closed_form_on_a_gaussian():
@@ -221,11 +221,11 @@ def test_the_chains_excess_is_that_of_the_joint_gaussians(schedule, n_steps, b):
     times = schedule.times(n_steps)[:-1].flip(0)
     true, exact, mistaken = (chain_moments(schedule, times, width) for width in (None, 1.0, b))
     excess = 2 * (gaussian_kl(true, mistaken) - gaussian_kl(true, exact))  # two dimensions
-    truth = Truth.of(data.make("gaussian", mean=[0.0, 0.0], scale=1.0), schedule, n=200_000, times=times)
+    truth = Truth.of(data.make("gaussian", mean=[0.0, 0.0], scale=1.0), schedule, n=60_000, times=times)
     found = truth.chain_kl(Mistaken(b, schedule))
     error = (found.total.high - found.total.value) / 1.96
     assert found.total.value == pytest.approx(excess, abs=4 * error, rel=1e-9)
-    assert error < 0.02 * excess
+    assert error < 0.03 * excess
     assert float(found.terms[1:].sum()) == pytest.approx(found.total.value, rel=1e-9)
     alpha, sigma = schedule(times)
     snr, scale = (alpha / sigma) ** 2, alpha**2 + sigma**2
@@ -246,8 +246,8 @@ def test_the_chains_excess_tends_to_the_path_kl_with_many_steps():
     schedule = schedules.make("ve", sigma_min=0.05, sigma_max=20.0)
     mistaken = Mistaken(1.3, schedule)
     path = Truth.of(law, schedule, n_levels=64, n=20_000).path_kl(mistaken).value
-    found = [Truth.of(law, schedule, n=20_000, times=schedule.times(k)[:-1]).chain_kl(mistaken) for k in (10, 400)]
-    assert found[1].total.value == pytest.approx(path, rel=0.03)
+    found = [Truth.of(law, schedule, n=10_000, times=schedule.times(k)).chain_kl(mistaken) for k in (10, 200)]
+    assert found[1].total.value == pytest.approx(path, rel=0.05)
     assert abs(found[0].total.value / path - 1) > 0.3
 
 

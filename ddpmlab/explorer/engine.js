@@ -7,7 +7,7 @@
 "use strict";
 
 function createEngine(options = {}) {
-  const WASM = "AGFzbQEAAAABMQVgBn9/f39/fwBgCH9/f39/f39/AGAJf39/f39/f39/AGAGf39/f39/AXxgA39/fwADBgUAAQIDBAUDAQAABzkGCGFjdGl2YXRlAAQGbGluZWFyAAIEbm9ybQAABW5vZGVzAAEJZGlzdGFuY2VzAAMGbWVtb3J5AgAKoRwF7AIDBX8CewJ9IAVBA2pBfHEiBkECdCEHIAYgBWuyIQ4DQCAEIAhKBEAgByAIbCIGIABqIQkgAyAGaiEK/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAD95AEhCyAGQRBqIQYMAQsLIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpIgBbKVIg39EyEM/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAAgDP3lASILIAv95gH95AEhCyAGQRBqIQYMAQsLQwAAgD8gC/0fACAL/R8BkiAL/R8CIAv9HwOSkiAOIA2UIA2UkyAFspVDrMUnN5KRlf0TIQtBACEGA0AgBiAHSQRAIAYgCmogBiAJav0ABAAgDP3lASAL/eYBIAEgBmr9AAQA/eYBIAIgBmr9AAQA/eQB/QsEACAGQRBqIQYMAQsLIAhBAWohCAwBCwsLoQgDB3sFfwJ8IAdBAnQhECABIAdBA3QiESAGbGohEgNAIAUgD0oEQP0MAAAAAAAA8P8AAAAAAADw/yEJIAAgBiAPbEEDdGoiB/0KAwAhCiAHQQhBACAGQQFKG2r9CgMAIQsgB0EQQQAgBkECShtq/QoDACEMQQAhBwNAIAcgEUkEQCACIAdq/QAEACAKIAEgB2r9AAQA/fIB/fABIQggBkEBSgRAIAggCyABIBFqIAdq/QAEAP3yAf3wASEICyAGQQJKBEAgCCAMIAEgEUEBdGogB2r9AAQA/fIB/fABIQgLIAMgB2ogCP0LBAAgCSAI/fUBIQkgB0EQaiEHDAELCyAJ/SEAIAn9IQGlIhX9FCEM/QwAAAAAAAAAAAAAAAAAAAAAIQr9DAAAAAAAAAAAAAAAAAAAAAAhC/0MAAAAAAAAAAAAAAAAAAAAACEJ/QwAAAAAAAAAAAAAAAAAAAAAIQhBACEHA0AgByAQSQRAIAMgB0EBdGoiE/0ABAAgDP3xAf1eIBP9AAQQIAz98QH9Xv0NAAECAwQFBgcQERITFBUWFyIN/QwAACDCAAAgwgAAIMIAACDC/UT9UwRAIA39DAAArsIAAK7CAACuwgAArsL96QEiDf0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQ4gCv0MZ2lQOWdpUDlnaVA5Z2lQOSANIA79DACAMT8AgDE/AIAxPwCAMT/95gH95QEgDv0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgDv34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIg395AEhCiALIA0gByASav0ABAD95gH95AEhCyAGQQFKBEAgCSANIBAgEmogB2r9AAQA/eYB/eQBIQkLIAZBAkoEQCAIIA0gEiAQQQF0aiAHav0ABAD95gH95AEhCAsLIAdBEGohBwwBCwsgBCAPIAZBAmpsQQN0aiIHIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpK7IAr9HwAgCv0fAZIgCv0fAiAK/R8DkpK7IhSjOQMAIAZBAUoEQCAHIAn9HwAgCf0fAZIgCf0fAiAJ/R8DkpK7IBSjOQMICyAGQQJKBEAgByAI/R8AIAj9HwGSIAj9HwIgCP0fA5KSuyAUozkDEAsgByAGQQN0aiIHIBQ5AwAgByAVOQMIIA9BAWohDwwBCwsL3gcCDXsMfyABQQJ0IRogB0ECdCEXA0AgGEEIaiAHTARAIAMgGEECdGoiAf0ABAAhDiAB/QAEECEPIAIgBiAYbEECdGohFkEAIRsDQCAFIBtKBEAgBCAXIBtsaiAYQQJ0aiEhIA8iCiEQIA4iCSELIAkiDCERIAoiDSESIBogACAaIBtsaiIZaiIdIBpqIh4gGmohHyAWIQEgGSAGQQJ0aiEgA0AgGSAgSQRAIAkgGf0JAgAiFCAB/QAEACIT/eYB/eQBIQkgCiAUIAH9AAQQIhT95gH95AEhCiALIB39CQIAIhUgE/3mAf3kASELIBAgFSAU/eYB/eQBIRAgDCAe/QkCACIVIBP95gH95AEhDCANIBUgFP3mAf3kASENIBEgH/0JAgAiFSAT/eYB/eQBIREgEiAVIBT95gH95AEhEiAZQQRqIRkgHUEEaiEdIB5BBGohHiAfQQRqIR8gAUEgaiEBDAELCyAhIAgEeyAJICH9AAQA/eQBBSAJC/0LBAAgISAIBHsgCiAh/QAEEP3kAQUgCgv9CwQQIBcgIWoiASAIBHsgCyAB/QAEAP3kAQUgCwv9CwQAIBcgIWoiASAIBHsgECAB/QAEEP3kAQUgEAv9CwQQICEgF0EBdGoiASAIBHsgDCAB/QAEAP3kAQUgDAv9CwQAICEgF0EBdGoiASAIBHsgDSAB/QAEEP3kAQUgDQv9CwQQICEgF0EDbGoiASAIBHsgESAB/QAEAP3kAQUgEQv9CwQAICEgF0EDbGoiASAIBHsgEiAB/QAEEP3kAQUgEgv9CwQQIBtBBGohGwwBCwsgGEEIaiEYDAELCyAHIBhKBEAgAyAYQQJ0av0ABAAhDCACIAYgGGxBAnRqIQIDQCAFIBxKBEAgBCAXIBxsaiAYQQJ0aiEbIAwiCSEKIAkiCyEQIBogGiAAIBogHGxqIgdqIhYgGmoiA2ohGSACIQEgByAGQQJ0aiEdA0AgByAdSQRAIAkgB/0JAgAgAf0ABAAiDf3mAf3kASEJIAogFv0JAgAgDf3mAf3kASEKIAsgA/0JAgAgDf3mAf3kASELIBAgGf0JAgAgDf3mAf3kASEQIAdBBGohByAWQQRqIRYgA0EEaiEDIBlBBGohGSABQRBqIQEMAQsLIBsgCAR7IAkgG/0ABAD95AEFIAkL/QsEACAXIBtqIgEgCAR7IAogAf0ABAD95AEFIAoL/QsEACAbIBdBAXRqIgEgCAR7IAsgAf0ABAD95AEFIAsL/QsEACAbIBdBA2xqIgEgCAR7IBAgAf0ABAD95AEFIBAL/QsEACAcQQRqIRwMAQsLCwuoAgMCewF8BH8gA0ECdCELA0AgASAKSgRAIAAgBSAKbEECdGohDP0MAAAAAAAAAAAAAAAAAAAAACEH/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEJA0AgCSALSQRA/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEDA0AgAyAFSARAIAYgDCADQQJ0av0JAgAgAiADIAtsaiAJav0ABAD95QEiBiAG/eYB/eQBIQYgA0EBaiEDDAELCyAHIAb94wEiBv3kASEHIAlBEGohCQwBCwsgCCAH/R8AIAf9HwGSIAf9HwIgB/0fA5KSu6AiCCAG/R8Du6EgCCAEQQBKGyIIIAb9HwK7oSAIIARBAUobIgggBv0fAbuhIAggBEECShshCCAKQQFqIQoMAQsLIAgLgwcBA3sgACABQQJ0aiEBA0AgACABSQRAIAACeyAA/QAEACID/QwAAAAAAAAAAAAAAAAAAAAA/ekBIAJBAUYNABogAkECRgRAIAP94QH9DAAAsEIAALBCAACwQgAAsEL96AH9DAAArsIAAK7CAACuwgAArsL96QEiBP0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQUgA/0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAEIAX9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgBf0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASID/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAP95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgA/3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAD/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAP95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgA/3mASAD/eYBIAP95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgBf34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYB/eQB/ecBDAELIAJBA0YEQCAD/QzzBDU/8wQ1P/MENT/zBDU//eYB/QwAAIBAAACAQAAAgEAAAIBA/egB/QwAAIDAAACAwAAAgMAAAIDA/ekBIgQgBP3mASEFIAP9DAAAAD8AAAA/AAAAPwAAAD/95gH9DAAAgD8AAIA/AACAPwAAgD8gBP0MC9+Vrwvfla8L35WvC9+VryAF/eYB/Qzu/+0y7v/tMu7/7TLu/+0y/eQBIAX95gH9DFH/DLZR/wy2Uf8MtlH/DLb95AEgBf3mAf0M0sJuuNLCbrjSwm640sJuuP3kASAF/eYB/QxjrEC6Y6xAumOsQLpjrEC6/eQBIAX95gH9DPahQbv2oUG79qFBu/ahQbv95AEgBf3mAf0M1NuDvNTbg7zU24O81NuDvP3kAf3mAf0MzWB0t81gdLfNYHS3zWB0tyAF/eYB/QwpvV+5Kb1fuSm9X7kpvV+5/eQBIAX95gH9DE6S3LpOkty6TpLcuk6S3Lr95AEgBf3mAf0M+Jvxu/ib8bv4m/G7+Jvxu/3kASAF/eYB/Qyntmm8p7ZpvKe2abyntmm8/eQB/ecB/eQB/eYBDAELIAML/QsEACAAQRBqIQAMAQsLCw==";
+  const WASM = "AGFzbQEAAAABMQVgBn9/f39/fwBgCH9/f39/f39/AGAJf39/f39/f39/AGAGf39/f39/AXxgA39/fwADBgUAAQIDBAUDAQAABzkGCGFjdGl2YXRlAAQGbGluZWFyAAIEbm9ybQAABW5vZGVzAAEJZGlzdGFuY2VzAAMGbWVtb3J5AgAKoRwF7AIDBX8CewJ9IAVBA2pBfHEiBkECdCEHIAYgBWuyIQ4DQCAEIAhKBEAgByAIbCIGIABqIQkgAyAGaiEK/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAD95AEhCyAGQRBqIQYMAQsLIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpIgBbKVIg39EyEM/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAAgDP3lASILIAv95gH95AEhCyAGQRBqIQYMAQsLQwAAgD8gC/0fACAL/R8BkiAL/R8CIAv9HwOSkiAOIA2UIA2UkyAFspVDrMUnN5KRlf0TIQtBACEGA0AgBiAHSQRAIAYgCmogBiAJav0ABAAgDP3lASAL/eYBIAEgBmr9AAQA/eYBIAIgBmr9AAQA/eQB/QsEACAGQRBqIQYMAQsLIAhBAWohCAwBCwsLoQgDB3sFfwJ8IAdBAnQhECABIAdBA3QiESAGbGohEgNAIAUgD0oEQP0MAAAAAAAA8P8AAAAAAADw/yEJIAAgBiAPbEEDdGoiB/0KAwAhCiAHQQhBACAGQQFKG2r9CgMAIQsgB0EQQQAgBkECShtq/QoDACEMQQAhBwNAIAcgEUkEQCACIAdq/QAEACAKIAEgB2r9AAQA/fIB/fABIQggBkEBSgRAIAggCyABIBFqIAdq/QAEAP3yAf3wASEICyAGQQJKBEAgCCAMIAEgEUEBdGogB2r9AAQA/fIB/fABIQgLIAMgB2ogCP0LBAAgCSAI/fUBIQkgB0EQaiEHDAELCyAJ/SEAIAn9IQGlIhX9FCEM/QwAAAAAAAAAAAAAAAAAAAAAIQr9DAAAAAAAAAAAAAAAAAAAAAAhC/0MAAAAAAAAAAAAAAAAAAAAACEJ/QwAAAAAAAAAAAAAAAAAAAAAIQhBACEHA0AgByAQSQRAIAMgB0EBdGoiE/0ABAAgDP3xAf1eIBP9AAQQIAz98QH9Xv0NAAECAwQFBgcQERITFBUWFyIN/QwAACDCAAAgwgAAIMIAACDC/UT9UwRAIA39DAAArsIAAK7CAACuwgAArsL96QEiDf0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQ4gCv0MZ2lQOWdpUDlnaVA5Z2lQOSANIA79DACAMT8AgDE/AIAxPwCAMT/95gH95QEgDv0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgDv34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIg395AEhCiALIA0gByASav0ABAD95gH95AEhCyAGQQFKBEAgCSANIBAgEmogB2r9AAQA/eYB/eQBIQkLIAZBAkoEQCAIIA0gEiAQQQF0aiAHav0ABAD95gH95AEhCAsLIAdBEGohBwwBCwsgBCAPIAZBAmpsQQN0aiIHIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpK7IAr9HwAgCv0fAZIgCv0fAiAK/R8DkpK7IhSjOQMAIAZBAUoEQCAHIAn9HwAgCf0fAZIgCf0fAiAJ/R8DkpK7IBSjOQMICyAGQQJKBEAgByAI/R8AIAj9HwGSIAj9HwIgCP0fA5KSuyAUozkDEAsgByAGQQN0aiIHIBQ5AwAgByAVOQMIIA9BAWohDwwBCwsL3gcCDXsMfyABQQJ0IRogB0ECdCEXA0AgGEEIaiAHTARAIAMgGEECdGoiAf0ABAAhDiAB/QAEECEPIAIgBiAYbEECdGohFkEAIRsDQCAFIBtKBEAgBCAXIBtsaiAYQQJ0aiEhIA8iCiEQIA4iCSELIAkiDCERIAoiDSESIBogACAaIBtsaiIZaiIdIBpqIh4gGmohHyAWIQEgGSAGQQJ0aiEgA0AgGSAgSQRAIAkgGf0JAgAiFCAB/QAEACIT/eYB/eQBIQkgCiAUIAH9AAQQIhT95gH95AEhCiALIB39CQIAIhUgE/3mAf3kASELIBAgFSAU/eYB/eQBIRAgDCAe/QkCACIVIBP95gH95AEhDCANIBUgFP3mAf3kASENIBEgH/0JAgAiFSAT/eYB/eQBIREgEiAVIBT95gH95AEhEiAZQQRqIRkgHUEEaiEdIB5BBGohHiAfQQRqIR8gAUEgaiEBDAELCyAhIAgEeyAJICH9AAQA/eQBBSAJC/0LBAAgISAIBHsgCiAh/QAEEP3kAQUgCgv9CwQQIBcgIWoiASAIBHsgCyAB/QAEAP3kAQUgCwv9CwQAIBcgIWoiASAIBHsgECAB/QAEEP3kAQUgEAv9CwQQICEgF0EBdGoiASAIBHsgDCAB/QAEAP3kAQUgDAv9CwQAICEgF0EBdGoiASAIBHsgDSAB/QAEEP3kAQUgDQv9CwQQICEgF0EDbGoiASAIBHsgESAB/QAEAP3kAQUgEQv9CwQAICEgF0EDbGoiASAIBHsgEiAB/QAEEP3kAQUgEgv9CwQQIBtBBGohGwwBCwsgGEEIaiEYDAELCyAHIBhKBEAgAyAYQQJ0av0ABAAhDCACIAYgGGxBAnRqIQIDQCAFIBxKBEAgBCAXIBxsaiAYQQJ0aiEbIAwiCSEKIAkiCyEQIBogGiAAIBogHGxqIgdqIhYgGmoiA2ohGSACIQEgByAGQQJ0aiEdA0AgByAdSQRAIAkgB/0JAgAgAf0ABAAiDf3mAf3kASEJIAogFv0JAgAgDf3mAf3kASEKIAsgA/0JAgAgDf3mAf3kASELIBAgGf0JAgAgDf3mAf3kASEQIAdBBGohByAWQQRqIRYgA0EEaiEDIBlBBGohGSABQRBqIQEMAQsLIBsgCAR7IAkgG/0ABAD95AEFIAkL/QsEACAXIBtqIgEgCAR7IAogAf0ABAD95AEFIAoL/QsEACAbIBdBAXRqIgEgCAR7IAsgAf0ABAD95AEFIAsL/QsEACAbIBdBA2xqIgEgCAR7IBAgAf0ABAD95AEFIBAL/QsEACAcQQRqIRwMAQsLCwuoAgMCewF8BH8gA0ECdCELA0AgASAKSgRAIAAgBSAKbEECdGohDP0MAAAAAAAAAAAAAAAAAAAAACEH/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEJA0AgCSALSQRA/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEDA0AgAyAFSARAIAYgDCADQQJ0av0JAgAgAiADIAtsaiAJav0ABAD95QEiBiAG/eYB/eQBIQYgA0EBaiEDDAELCyAHIAb94wEiBv3kASEHIAlBEGohCQwBCwsgCCAH/R8AIAf9HwGSIAf9HwIgB/0fA5KSu6AiCCAG/R8Du6EgCCAEQQBKGyIIIAb9HwK7oSAIIARBAUobIgggBv0fAbuhIAggBEECShshCCAKQQFqIQoMAQsLIAgLgwcBA3sgACABQQJ0aiEBA0AgACABSQRAIAACeyAA/QAEACID/QwAAAAAAAAAAAAAAAAAAAAA/ekBIAJBAUYNABogAkECRgRAIAP94QH9DAAAsEIAALBCAACwQgAAsEL96AH9DAAArsIAAK7CAACuwgAArsL96QEiBP0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQUgA/0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAEIAX9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgBf0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASID/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAP95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgA/3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAD/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAP95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgA/3mASAD/eYBIAP95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgBf34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYB/eQB/ecBDAELIAJBA0YEQCAD/QzzBDU/8wQ1P/MENT/zBDU//eYB/QwAAIBAAACAQAAAgEAAAIBA/egB/QwAAIDAAACAwAAAgMAAAIDA/ekBIgQgBP3mASEFIAP9DAAAAD8AAAA/AAAAPwAAAD/95gH9DAAAgD8AAIA/AACAPwAAgD8gBP0MC9+Vrwvfla8L35WvC9+VryAF/eYB/Qzu/+0y7v/tMu7/7TLu/+0y/eQBIAX95gH9DFH/DLZR/wy2Uf8MtlH/DLb95AEgBf3mAf0M0sJuuNLCbrjSwm640sJuuP3kASAF/eYB/QxjrEC6Y6xAumOsQLpjrEC6/eQBIAX95gH9DPahQbv2oUG79qFBu/ahQbv95AEgBf3mAf0M1NuDvNTbg7zU24O81NuDvP3kAf3mAf0MzWB0t81gdLfNYHS3zWB0tyAF/eYB/QwpvV+5Kb1fuSm9X7kpvV+5/eQBIAX95gH9DE6S3LpOkty6TpLcuk6S3Lr95AEgBf3mAf0M+Jvxu/ib8bv4m/G7+Jvxu/3kASAF/eYB/Qyntmm8p7ZpvKe2abyntmm8/eQB/ecB/eQB/eYBDAELIAML/QsEACAAQRBqIQAMAQsLCw=="; // of kernel.ts 41d49b67370961ac
   const BLOCK = 64; // points that go through a network together: their activations stay in the first-level cache
   const ACTIVATIONS = { relu: 1, silu: 2, gelu: 3 };
   const MOST_FITTED = 1000; // of more points every second, third, ... is fitted
@@ -76,7 +76,7 @@ function createEngine(options = {}) {
       }
       values = Float32Array.from(new Uint16Array(bytes.buffer), fromHalf);
     } else if (Array.isArray(spec.values)) {
-      values = Float32Array.from(spec.values.flat(Infinity));
+      values = Float32Array.from(spec.values.flat(Infinity), (value) => (typeof value === "number" ? value : NaN));
       if (values.length !== size) fail(`${what} has ${values.length} values, its shape asks for ${size}`, remedy);
     } else fail(`${what} holds no numbers`, "give f32 or f16 as base64, or values as a list");
     return { shape: spec.shape, values: finite(values, what, "train or export it again: a diverged network cannot run") };
@@ -500,9 +500,9 @@ function createEngine(options = {}) {
 
   /** What a network sees besides the point: its time embedding and its class, as one vector for all points. */
   function conditionOf(spec, weights, kind) {
-    const time = oneOf(spec.time ?? "scalar", ["scalar", "sinusoidal", "fourier"], `time embedding of ${weights.what}`);
-    let frequency = null, size = 1;
-    if (time !== "scalar") {
+    const time = oneOf(spec.time ?? "scalar", ["scalar", "sinusoidal", "fourier", "none"], `time embedding of ${weights.what}`);
+    let frequency = null, size = time === "none" ? 0 : 1;
+    if (time === "sinusoidal" || time === "fourier") {
       const found = time === "fourier" ? weights.get("time.0.frequency", 1, null) : weights.get("time.0.frequency", null);
       frequency = found.values;
       size = 2 * frequency.length;
@@ -526,7 +526,7 @@ function createEngine(options = {}) {
     return {
       size: size + (classes ? classes.width : 0),
       vector(c) {
-        let e = [f32(c)];
+        let e = time === "none" ? [] : [f32(c)];
         if (time === "sinusoidal") {
           const phase = Array.from(frequency, (f) => f32(f32(1000 * f32(c)) * f));
           e = [...phase.map((p) => f32(Math.sin(p))), ...phase.map((p) => f32(Math.cos(p)))];
@@ -635,19 +635,19 @@ function createEngine(options = {}) {
       };
     } else {
       const inlet = linear("inlet", null, nPoint), width = inlet.nout;
-      const blocks = weights.indices(/^blocks\.(\d+)\.condition\.weight$/).map((index) => {
+      const blocks = weights.indices(/^blocks\.(\d+)\.layers\.0\.weight$/).map((index) => {
         const name = `blocks.${index}`;
         return {
           norms: [normalise(`${name}.norms.0`, width), normalise(`${name}.norms.1`, width)],
           layers: [linear(`${name}.layers.0`, width, width), linear(`${name}.layers.1`, width, width)],
-          u: weights.get(`${name}.condition.weight`, width, condition.size).values,
-          v: weights.get(`${name}.condition.bias`, width).values,
+          u: condition.size ? weights.get(`${name}.condition.weight`, width, condition.size).values : null,
+          v: condition.size ? weights.get(`${name}.condition.bias`, width).values : null,
         };
       });
-      if (!blocks.length) fail(`${what} has no blocks`, "a residual MLP has weights blocks.0.condition.weight and so on");
+      if (!blocks.length) fail(`${what} has no blocks`, "a residual MLP has weights blocks.0.layers.0.weight and so on");
       const last = normalise("outlet.0", width), outlet = linear("outlet.2", dim, width);
       prepare = (e, { F }) => {
-        for (const { norms, u, v } of blocks) {
+        for (const { norms, u, v } of e.length ? blocks : []) {
           for (let j = 0; j < width; j++) {
             let sum = norms[0].shift[j] + v[j];
             for (let k = 0; k < e.length; k++) sum += u[j * e.length + k] * e[k];
@@ -823,12 +823,14 @@ function createEngine(options = {}) {
     return [radius * Math.cos(turn), radius * Math.sin(turn)];
   };
 
-  function twoMoons() {
+  const noiseOf = (spec, own) => (spec.noise === undefined ? own : number(spec, "noise", spec.name, (v) => v > 0 && v < Infinity, "noise above 0"));
+
+  function twoMoons(spec) {
     const arcs = (u, arc) => {
       const cos = Math.cos(Math.PI * u), sin = Math.sin(Math.PI * u);
       return arc ? [1 - cos, 0.5 - sin] : [cos, sin];
     };
-    const s = 0.05;
+    const s = noiseOf(spec, 0.05);
     return {
       dim: 2,
       exact: true,
@@ -845,8 +847,8 @@ function createEngine(options = {}) {
     };
   }
 
-  function helix() {
-    const arcs = (u) => [Math.cos(14 * (u - 2)), Math.sin(14 * (u - 2)), u - 2], s = 0.03;
+  function helix(spec) {
+    const arcs = (u) => [Math.cos(14 * (u - 2)), Math.sin(14 * (u - 2)), u - 2], s = noiseOf(spec, 0.03);
     return {
       dim: 3,
       exact: true,
@@ -862,8 +864,8 @@ function createEngine(options = {}) {
     };
   }
 
-  function sin55() {
-    const surface = (r, x, y) => (1 - r) * Math.sin(5 * x) * Math.cos(5 * y), s = 0.01;
+  function sin55(spec) {
+    const surface = (r, x, y) => (1 - r) * Math.sin(5 * x) * Math.cos(5 * y), s = noiseOf(spec, 0.01);
     return {
       dim: 3,
       exact: false,

@@ -1,7 +1,7 @@
 """Compiles `kernel.ts` into the WebAssembly that `engine.js` holds, inlined as base64.
 
-`python -m ddpmlab.explorer.build_kernel` fetches the compiler, AssemblyScript, from the npm registry through `npx`; only who
-changes the kernel needs it.
+`python -m ddpmlab.explorer.build_kernel` fetches the compiler, AssemblyScript, from the npm registry through `npx`;
+only who changes the kernel needs it.
 """
 
 import base64

@@ -365,6 +365,13 @@ class Flow(Way):
         return self._decode(denoiser, MIXES[self.mix](a, b, w)).unflatten(0, (len(first), len(weights)))
 
 
+def _class_embeddings(denoiser: nn.Module) -> list[nn.Embedding]:
+    embeddings = [module for module in denoiser.modules() if isinstance(module, nn.Embedding)]
+    if not embeddings:
+        raise ValueError("this denoiser has no class embedding to mix; it needs a network with n_classes")
+    return embeddings
+
+
 @contextmanager
 def mixed_classes(denoiser: nn.Module, first: Tensor, last: Tensor, weights: Tensor) -> Iterator[None]:
     """While open, every class embedding in a denoiser answers with (1 - w) E[first] + w E[last], row by row.
@@ -372,9 +379,7 @@ def mixed_classes(denoiser: nn.Module, first: Tensor, last: Tensor, weights: Ten
     Raises:
         ValueError: there is no class embedding.
     """
-    embeddings = [module for module in denoiser.modules() if isinstance(module, nn.Embedding)]
-    if not embeddings:
-        raise ValueError("this denoiser has no class embedding to mix; it needs a network with n_classes")
+    embeddings = _class_embeddings(denoiser)
 
     def answer(module, inputs, output):
         rows = module.weight
@@ -396,6 +401,7 @@ class Labels(Way):
     def __call__(self, denoiser, first, last, weights, labels=None, seed=0):
         if labels is None:
             raise ValueError("mixing classes needs labels, a pair of tensors (n,)")
+        _class_embeddings(denoiser)
         a, b = (torch.as_tensor(label, device=first.device) for label in labels)
         w, latent, a, b = self._spread(weights, self._encode(denoiser, first, a), a, b)
         times = self._times(denoiser)

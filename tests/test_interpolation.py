@@ -9,7 +9,7 @@ from torch import nn
 
 from ddpmlab import data, interpolation, networks, schedules
 from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
-from ddpmlab.interpolation import climb, decode, encode
+from ddpmlab.interpolation import climb, encode
 
 MEAN, SCALE = (0.5, -1.0, 0.0), (0.3, 1.0, 2.0)
 SCHEDULES = {
@@ -45,7 +45,7 @@ def test_encoding_converges_to_the_closed_form_at_the_solvers_order(schedule, sa
         times = climb(denoiser.schedule, high, n_steps, low)
         alpha = float(denoiser.schedule(times[-1])[0])
         errors.append(float((encode(denoiser, x0, times, sampler=sampler) / alpha - expected).abs().max()))
-    assert errors[1] < 0.03
+    assert errors[1] < (0.3 if order == 1 else 0.03)
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
@@ -74,10 +74,10 @@ def test_climb_refuses(options, words):
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_round_trip_error_falls_at_the_solvers_order(sampler, order):
     # the last step to clean data jumps over `low`: take a law that is wide against it
-    denoiser = gaussian(scale=(3.0, 3.0, 3.0))
-    rows = interpolation.round_trip_error(denoiser, points(), 10.0, (20, 40), sampler=sampler)
-    assert [row["nfe"] for row in rows] == [2 * n * (2 if sampler == "heun" else 1) + 1 for n in (20, 40)]
-    assert np.log2(rows[0]["error"] / rows[1]["error"]) > order - 0.35
+    denoiser, counts = gaussian(scale=(5.0, 6.0, 7.0)), (20, 40)
+    rows = interpolation.round_trip_error(denoiser, points(), 15.0, counts, sampler=sampler)
+    assert [row["nfe"] for row in rows] == [2 * n * (2 if sampler == "heun" else 1) + 1 for n in counts]
+    assert np.log2(rows[0]["error"] / rows[1]["error"]) > order - 0.45
 
 
 # -- Mixes -------------------------------------------------------------------------------------------------------------
@@ -138,21 +138,21 @@ WEIGHTS = torch.linspace(0, 1, 5, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    "way",
+    ("way", "within"),
     [
-        interpolation.make("pixels"),
-        interpolation.make("flow", n_steps=80, depth=8.0),
-        interpolation.make("flow", n_steps=80, depth=8.0, mix="gaussian"),
-        interpolation.make("flow", n_steps=80, depth=8.0, mix="linear", batch_size=7),
-        interpolation.make("noise", n_steps=40, depth=0.05),
+        (interpolation.make("pixels"), 0),
+        (interpolation.make("flow", n_steps=80, depth=8.0), 0.06),
+        (interpolation.make("flow", n_steps=80, depth=8.0, mix="gaussian"), 0.06),
+        (interpolation.make("flow", n_steps=80, depth=8.0, mix="linear", batch_size=7), 0.06),
+        (interpolation.make("noise", n_steps=40, depth=0.05), 0.15),  # three sd of the noise
     ],
 )
-def test_ends_are_reproduced(way):
+def test_ends_are_reproduced(way, within):
     a, b = points(4, 1), points(4, 2)
     frames = way(gaussian(), a, b, WEIGHTS)
     assert frames.shape == (4, 5, 3)
     for frame, end in ((frames[:, 0], a), (frames[:, -1], b)):
-        torch.testing.assert_close(frame, end, atol=0.06, rtol=0)
+        torch.testing.assert_close(frame, end, atol=within, rtol=0)
 
 
 def test_flow_with_linear_mix_is_the_average_for_a_gaussian():

@@ -9,6 +9,7 @@ import hashlib
 import html
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -79,6 +80,10 @@ def module() -> str:
     return "\n".join(["const STYLE = " + json.dumps(style) + ";", *(part for part in parts if part is not None)])
 
 
+def _slug(title: str) -> str:
+    return re.sub("[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
 _LAWS = {"two_moons": "Two moons", "helix": "Helix", "sin_5_5": "Surface"}
 
 
@@ -91,7 +96,7 @@ def library() -> dict[str, Any]:
     denoisers = {
         model["id"]: {
             **model["denoiser"],
-            **{key: model[key] for key in ("title", "law", "family")},
+            **{"title": model["title"], "family": model["title"], "law": model["law"]},
             "stage": f"{model['stage']:,} {model['stage_unit']}",
         }
         for model in own["models"]
@@ -107,6 +112,12 @@ def _inline(value: Any) -> str:
     return text.replace("</", "\\u003c/").replace("<!", "\\u003c!").replace("<s", "\\u003cs").replace("<S", "\\u003cS")
 
 
+def _list(stops: Sequence[Mapping[str, Any]]) -> str:
+    """What the guided stops say, for readers without JavaScript."""
+    rows = (f"<li>{html.escape(stop['title'])}. {html.escape(stop['text'])}</li>" for stop in stops)
+    return f"<ol>{''.join(rows)}</ol>" if stops else ""
+
+
 def fragment(catalogue: Mapping[str, Any] | None = None, stops: Sequence[Mapping[str, Any]] = (), **state: Any) -> str:
     """The explorer as a piece of HTML for any page.
 
@@ -116,17 +127,13 @@ def fragment(catalogue: Mapping[str, Any] | None = None, stops: Sequence[Mapping
             drawing board.
         state: settings to start with, such as `law="helix"`, `a_steps=5`, `field="error"`; see `widget.Explorer`.
     """
-    values = {
-        **state,
-        "catalogue": library() if catalogue is None else catalogue,
-        "stops": list(stops),
-        "host": "static",
-    }
+    catalogue = library() if catalogue is None else catalogue
+    values = {**state, "catalogue": catalogue, "stops": list(stops), "host": "static"}
     number = f"{next(_numbers)}-{hashlib.sha256(_inline(state).encode()).hexdigest()[:8]}"
     host, data = f"ddx-host-{number}", f"ddx-data-{number}"
     loader = _LOADER % {"host": json.dumps(host), "data": json.dumps(data)}
     return (
-        f'<div class="ddx-host" id="{host}"><p>The explorer is loading. It needs JavaScript.</p></div>\n'
+        f'<div class="ddx-host" id="{host}"><p>The explorer is loading. It needs JavaScript.</p>{_list(stops)}</div>\n'
         f'<script type="application/json" id="{data}">{_inline({"module": module(), "state": values})}</script>\n'
         f"<script>{loader}</script>\n"
     )

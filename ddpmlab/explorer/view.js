@@ -453,8 +453,7 @@ const explorerView = (() => {
         );
       const title = spec.stage ? `${familyOf(spec, key)}, ${spec.stage}` : titleOf(spec, key);
       const base = { key, law, title, remote: spec.type === "remote", reference: `own:${key}` };
-      if (wanted === "own" || same(catalogue.schedules[wanted].alpha_bars || catalogue.schedules[wanted], spec.schedule))
-        return { ...base, spec, schedule: spec.schedule };
+      if (wanted === "own") return { ...base, spec, schedule: spec.schedule };
       if (spec.parameterisation !== "edm" || base.remote)
         throw new Error(
           `${title} is told the time of its own schedule, not the noise level, so it cannot run on another; ` +

@@ -43,8 +43,8 @@ const explorerView = (() => {
     return value;
   };
   const flag = (value) => {
-    if (value === true || value === "1" || value === "true") return true;
-    if (value === false || value === "0" || value === "false") return false;
+    if (value === true || value === 1 || value === "1" || value === "true") return true;
+    if (value === false || value === 0 || value === "0" || value === "false") return false;
     throw new Error("need 1 or 0");
   };
   const numbers = (check, most, least = 0) => (value) => {
@@ -1183,7 +1183,7 @@ const explorerView = (() => {
         else {
           const shown = panel.show.map((side) => runs[side]);
           if (state.target !== "off" && target.points && target.dim === dim)
-            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 2.2, 0.5);
+            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 3.2, 0.55);
           shown.forEach((run) => {
             run.outside = 0;
             if (!run.states.length || run.dim !== dim) return;

@@ -177,7 +177,7 @@ class Experiment:
 
     def build(self) -> Denoiser:
         """An untrained denoiser of this config."""
-        network = build(networks.NETWORKS, {**self.network, "dim": data.make(self.law).dim})
+        network = build(networks.NETWORKS, {**self.network, "shape": data.make(self.law).shape})
         return Denoiser(network, build(schedules.SCHEDULES, self.schedule), self.parameterisation)
 
 
@@ -221,7 +221,7 @@ def _spelt_out(registry, part: Mapping[str, Any]) -> dict[str, Any]:
 def _key(config: Experiment, stage: str, **extra) -> str:
     described = asdict(config)
     described["schedule"] = _spelt_out(schedules.SCHEDULES, config.schedule)
-    described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "dim": data.make(config.law).dim})
+    described["network"] = _spelt_out(networks.NETWORKS, {**config.network, "shape": data.make(config.law).shape})
     described["sampler"] = {**_spelt_out(samplers.SAMPLERS, config.sampler), "seed": config.seed + _SAMPLING_SEED}
     described["training"] = config.training.options(config.training.n_points or data.make(config.law).n_train)
     if config.training.n_points is not None:
@@ -337,10 +337,9 @@ def sample(config: Experiment, step: int | None = None) -> tuple[Tensor, dict[st
         start = perf_counter()
         points = sampler.sample(denoiser, config.n_samples, seed=config.seed + _SAMPLING_SEED)
         seconds = perf_counter() - start
-        n_steps = len(denoiser.schedule.times(sampler.n_steps, sampler.spacing)) - 1
         folder.mkdir(parents=True, exist_ok=True)
         _save_tensors(folder / "samples.safetensors", {"x": points})
-        _save_json(folder / "sampling.json", {"seconds_sample": seconds, "nfe": sampler.nfe(n_steps)})
+        _save_json(folder / "sampling.json", {"seconds_sample": seconds, "nfe": sampler.nfe(denoiser.schedule)})
         _seal(folder)
     return load_file(folder / "samples.safetensors")["x"], json.loads((folder / "sampling.json").read_text())
 

@@ -24,7 +24,7 @@ DEVICES = [
 
 
 def mlp(dim=3, hidden=(16, 16), **options):
-    return networks.make("mlp", dim=dim, hidden=hidden, **options)
+    return networks.make("mlp", shape=(dim,), hidden=hidden, **options)
 
 
 def denoiser(hidden=(16, 16), dropout=0.0, seed=0, schedule=None):
@@ -275,8 +275,8 @@ def test_a_guided_sampler_draws_the_class_it_is_asked_for():
     ],
 )
 def test_weights_built_under_a_seed_are_those_of_resetting_each_module_in_turn(name, options):
-    network = build_seeded(lambda: networks.make(name, dim=3, **options), 7)
-    other = networks.make(name, dim=3, **options)
+    network = build_seeded(lambda: networks.make(name, shape=(3,), **options), 7)
+    other = networks.make(name, shape=(3,), **options)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         for module in other.modules():
@@ -493,7 +493,7 @@ import sys
 from ddpmlab import data, networks, schedules
 from ddpmlab.denoisers import Denoiser
 from ddpmlab.training import build_seeded, fit
-network = build_seeded(lambda: networks.make("mlp", dim=3, hidden=(16, 16)), 0)
+network = build_seeded(lambda: networks.make("mlp", shape=(3,), hidden=(16, 16)), 0)
 fit(
     Denoiser(network, schedules.make("linear", n_steps=50)), data.make("helix").standardised().split().train, 3_000,
     batch_size=64, checkpoint=sys.argv[1], checkpoint_every=500,

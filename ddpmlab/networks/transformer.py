@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpmlab.networks.base import NETWORKS, checked_label, checked_shape, time_embedding
-from ddpmlab.networks.unet import zero
+from ddpmlab.networks.unet import attend, zero
 
 
 class Layer(nn.Module):
@@ -35,7 +35,7 @@ class Layer(nn.Module):
         n, tokens, width = h.shape
         qkv = self.qkv(torch.addcmul(b_1, self.norms[0](h), 1 + s_1))
         q, k, v = qkv.view(n, tokens, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
+        mixed = attend(q, k, v).transpose(1, 2).reshape(h.shape)
         h = h + g_1 * self.join(mixed)
         return h + g_2 * self.mlp(torch.addcmul(b_2, self.norms[1](h), 1 + s_2))
 

@@ -9,7 +9,7 @@ from torch import nn
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
 from ddpmlab.metrics.likelihood import Estimate, Truth, evaluation_times, log_likelihood, nll_gap, prior_kl
-from ddpmlab.training import fit
+from ddpmlab.training import build_seeded, fit
 
 VE = schedules.make("ve", sigma_min=0.002, sigma_max=50.0)
 
@@ -97,7 +97,7 @@ def test_divergences_of_a_trained_model_and_how_they_relate():
     this close to the truth both are small, and we check that they agree within a factor of five.
     """
     law, schedule = data.make("two_moons").standardised(), schedules.make("cosine", n_steps=100, max_beta=0.5)
-    network = networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu")
+    network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
     denoiser, truth = Denoiser(network, schedule, "v"), Truth.of(law, schedule)
     path, flow = [], []
     for n_steps in (200, 1_500):

@@ -412,6 +412,7 @@ class Reference:
     ):
         self.train, self.test = pixels(train, "train", 2), pixels(test, "test", 2)
         self.train_labels, self.test_labels = train_labels, test_labels
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Reference":
@@ -421,10 +422,14 @@ class Reference:
             dataset.to_own_units(split.train), dataset.to_own_units(split.test), split.train_labels, split.test_labels
         )
 
-    @cached_property
-    def _real(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Features and logits of training and test pictures."""
-        return {name: _features_and_logits(getattr(self, name)) for name in ("train", "test")}
+    def real_features(self, half: str) -> Tensor:
+        """Features `(n, 128)` of the `train` or `test` pictures, computed once."""
+        return self._found(half)[0]
+
+    def _found(self, half: str) -> tuple[Tensor, Tensor]:
+        if half not in self._known:
+            self._known[half] = _features_and_logits(getattr(self, half))
+        return self._known[half]
 
     @cached_property
     def _distinct(self) -> Tensor:
@@ -459,7 +464,7 @@ class Reference:
         there = len(getattr(self, against))
         if len(x) > there:
             raise ValueError(f"x has {len(x)} pictures, the {against} set {there}; scores compare equal numbers")
-        real = self._real[against][0][: len(x)]
+        real = self.real_features(against)[: len(x)]
         return self._scores(x, _features_and_logits(x), real, labels, names, k)
 
     def _scores(self, x, found, real, labels, names, k):
@@ -519,10 +524,10 @@ class Reference:
                 others = draw(torch.arange(len(self.test)), n, generator)
             else:
                 chosen, others = draw(torch.arange(len(self.train)), 2 * n, generator).split(n)
-            real = self._real[against][0][others]
-            floor = self._scores(None, [z[chosen] for z in self._real["train"]], real, None, pairs, k)
+            real = self.real_features(against)[others]
+            floor = self._scores(None, [z[chosen] for z in self._found("train")], real, None, pairs, k)
             mine = draw(torch.arange(len(self.test)), min(n, len(self.test)), generator)
-            x, found = self.test[mine], [z[mine] for z in self._real["test"]]
+            x, found = self.test[mine], [z[mine] for z in self._found("test")]
             labels = None if self.test_labels is None else self.test_labels[mine]
             floor |= self._scores(x, found, real, labels, [name for name in names if name not in pairs], k)
             noise = pixels(mean + sd * torch.randn(n, *SHAPE, generator=generator).to(mean.device))

@@ -3,10 +3,10 @@
 from dataclasses import fields
 from typing import Any
 
-from ddpmlab.experiment import Experiment, Training
+from ddpmlab.lab.config import Experiment, Training
 
 _TWO_MOONS: dict[str, Any] = {
-    "law": "two_moons",
+    "dataset": "two_moons",
     "schedule": {"name": "ve", "sigma_min": 0.011, "sigma_max": 8.0, "rho": 7.0},
     "network": {
         "name": "residual_mlp",
@@ -29,6 +29,23 @@ _TWO_MOONS: dict[str, Any] = {
     },
     "sampler": {"name": "dpmpp_2m", "n_steps": 20},
 }
+
+
+_HOMEWORK: dict[str, Any] = {
+    "schedule": {"name": "linear", "n_steps": 50, "lbeta": 1e-5, "ubeta": 1.28e-2},
+    "network": {"name": "mlp", "hidden": [64, 128, 128]},
+    "sampler": {"name": "ddpm"},
+}
+
+
+def homework(dataset: str, **changes: Any) -> Experiment:
+    """The homework's hyperparameters: model 3, T = 50, its linear schedule, ancestral sampling, Adam at 1e-3.
+
+    Args:
+        dataset: its surface `sin_5_5`, its `helix`, or another.
+        changes: options of `Experiment` to set instead.
+    """
+    return Experiment(dataset, **_HOMEWORK | changes)
 
 
 def two_moons(n_steps: int, **changes: Any) -> Experiment:

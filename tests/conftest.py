@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import chromium, open_page  # noqa: F401
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent

@@ -141,7 +141,7 @@ def test_the_config_is_frozen_and_checked():
     with pytest.raises(Exception, match=r"frozen|cannot assign"):
         SMALL.seed = 3
     for options, message in (
-        ({"law": "spiral"}, "unknown law 'spiral'; choose one of"),
+        ({"law": "spiral"}, "unknown dataset 'spiral'; choose one of"),
         ({"law": "helix", "schedule": {"name": "linear", "n_step": 5}}, "schedule 'linear' takes .*n_steps"),
         ({"law": "helix", "schedule": {"name": "lin"}}, "unknown schedule 'lin'"),
         ({"law": "helix", "schedule": {}}, "a schedule needs a 'name'"),

@@ -1,7 +1,22 @@
-"""What is learned: point-cloud laws with exact answers (`laws`)."""
+"""What is learned: point-cloud laws with exact answers (`laws`) and pictures (`fashion_mnist`)."""
 
-from ddpmlab.data.laws import LAWS, GaussianMixture, Helix, Law, Sin55, Split, TwoMoons
+from ddpmlab.data.dataset import DATASETS, Dataset, Split, make
+from ddpmlab.data.fashion_mnist import DamagedFile, DataUnavailable, FashionMNIST, export_npy, fetch
+from ddpmlab.data.laws import GaussianMixture, Helix, Law, Sin55, TwoMoons
 
-make = LAWS.make
-
-__all__ = ["LAWS", "GaussianMixture", "Helix", "Law", "Sin55", "Split", "TwoMoons", "make"]
+__all__ = [
+    "DATASETS",
+    "DamagedFile",
+    "DataUnavailable",
+    "Dataset",
+    "FashionMNIST",
+    "GaussianMixture",
+    "Helix",
+    "Law",
+    "Sin55",
+    "Split",
+    "TwoMoons",
+    "export_npy",
+    "fetch",
+    "make",
+]

@@ -14,27 +14,18 @@ The integrals are done in `quadrature`. Everything here is float64.
 """
 
 import math
-from abc import ABC, abstractmethod
+import operator
+from abc import abstractmethod
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from scipy.stats import qmc
 from torch import Tensor
 
 from ddpmlab.data import quadrature
-from ddpmlab.registry import Registry
-
-LAWS = Registry("law")
+from ddpmlab.data.dataset import DATASETS, Dataset, Split
 
 _SPLIT_SEED = 2_023
-
-
-class Split(NamedTuple):
-    """The fixed training and test sets of a law, each `(n, dim)` float64."""
-
-    train: Tensor
-    test: Tensor
 
 
 def check_points(x: Tensor, dim: int, name: str = "x") -> Tensor:
@@ -51,17 +42,12 @@ def check_points(x: Tensor, dim: int, name: str = "x") -> Tensor:
     return x.to(torch.float64)
 
 
-class Law(ABC):
-    """A distribution to learn, in its own units.
+class Law(Dataset):
+    """A dataset with a density: a distribution to learn, in its own units, whose points are `(dim,)` in float64.
 
-    Attributes:
-        name: the name it is registered under.
-        dim: dimension d of a point.
-        n_train, n_test: sizes of the fixed split.
+    Subclasses say `name`, `shape`, `_n_uniforms` and, if they differ, `n_train` and `n_test`.
     """
 
-    name: str
-    dim: int
     n_train: int = 10_000
     n_test: int = 5_000
     _n_uniforms: int
@@ -87,6 +73,10 @@ class Law(ABC):
     def sample(self, n: int, seed: int | torch.Generator) -> Tensor:
         """Draw `n` independent points.
 
+        Args:
+            n: how many.
+            seed: any integer, or a generator.
+
         Returns:
             `(n, dim)` float64.
 
@@ -95,7 +85,7 @@ class Law(ABC):
         """
         if n < 1:
             raise ValueError(f"cannot draw {n} points of {self.name}; n must be at least 1")
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(operator.index(seed))
         return self._from_uniforms(torch.rand(n, self._n_uniforms, generator=generator, dtype=torch.float64))
 
     def split(self) -> Split:
@@ -169,7 +159,7 @@ class Standardised(Law):
     def __init__(self, law: Law):
         train = law.split().train
         self.law, self.mean, self.scale = law, train.mean(0), train.std(0, correction=0)
-        self.name, self.dim, self.n_train, self.n_test = law.name, law.dim, law.n_train, law.n_test
+        self.name, self.shape, self.n_train, self.n_test = law.name, law.shape, law.n_train, law.n_test
         self._n_uniforms = law._n_uniforms
 
     def _transform(self, u):
@@ -216,11 +206,11 @@ class _Curve(Law):
         return quadrature.shared_nodes(x, alpha, sigma, centres, log_weights, self.noise)
 
 
-@LAWS.register("helix")
+@DATASETS.register("helix")
 class Helix(_Curve):
     r"""Helix of the homework: :math:`u \sim U(-2, -1)`, :math:`x = (\cos 14u, \sin 14u, u) + N(0, 0.03^2 I)`."""
 
-    name, dim, _n_uniforms = "helix", 3, 4
+    name, shape, _n_uniforms = "helix", (3,), 4
     noise = 0.03
     length = math.hypot(14, 1)
 
@@ -232,7 +222,7 @@ class Helix(_Curve):
         return self._arcs(u[:, 0])[0] + self.noise * torch.special.ndtri(u[:, 1:])
 
 
-@LAWS.register("two_moons")
+@DATASETS.register("two_moons")
 class TwoMoons(_Curve):
     r"""Two interleaving half circles, each with probability 1/2, as scikit-learn's `make_moons(noise=0.05)`.
 
@@ -240,7 +230,7 @@ class TwoMoons(_Curve):
     :math:`N(0, 0.05^2 I)`.
     """
 
-    name, dim, _n_uniforms = "two_moons", 2, 4
+    name, shape, _n_uniforms = "two_moons", (2,), 4
     n_train, n_test = 50_000, 5_000
     noise = 0.05
     length, n_arcs = math.pi, 2
@@ -263,14 +253,14 @@ class TwoMoons(_Curve):
         return torch.minimum(to_half_circle(x[:, 0], x[:, 1]), to_half_circle(1 - x[:, 0], 0.5 - x[:, 1]))
 
 
-@LAWS.register("sin_5_5")
+@DATASETS.register("sin_5_5")
 class Sin55(Law):
     r"""Surface of the homework over the unit disk, with noise in the third coordinate only.
 
     :math:`(x, y)` uniform on the disk of radius 1, :math:`z = (1 - r)\sin 5x \cos 5y + N(0, 0.01^2)`.
     """
 
-    name, dim, _n_uniforms = "sin_5_5", 3, 3
+    name, shape, _n_uniforms = "sin_5_5", (3,), 3
     n_train, n_test = 15_686, 7_781
     noise = 0.01
 
@@ -309,7 +299,7 @@ class Sin55(Law):
         return self._disk.marginal(x, alpha, sigma)
 
 
-@LAWS.register("gaussian_mixture")
+@DATASETS.register("gaussian_mixture")
 class GaussianMixture(Law):
     r"""Mixture of K Gaussians with diagonal covariances, in closed form, for tests.
 
@@ -325,8 +315,9 @@ class GaussianMixture(Law):
         self.means = torch.as_tensor(means, dtype=torch.float64)
         if self.means.ndim != 2:
             raise ValueError(f"means have shape {tuple(self.means.shape)}; need (K, dim)")
-        n_components, self.dim = self.means.shape
-        self.scales = torch.as_tensor(scales, dtype=torch.float64).expand(n_components, self.dim)
+        n_components, dim = self.means.shape
+        self.shape = (dim,)
+        self.scales = torch.as_tensor(scales, dtype=torch.float64).expand(n_components, dim)
         weights = torch.ones(n_components) if weights is None else torch.as_tensor(weights)
         if weights.shape != (n_components,) or not (weights > 0).all() or not (self.scales > 0).all():
             raise ValueError(f"need {n_components} positive weights and positive scales")
@@ -345,7 +336,7 @@ class GaussianMixture(Law):
         return logits.logsumexp(1), (logits.softmax(1)[:, :, None] * means).sum(1)
 
 
-@LAWS.register("gaussian")
+@DATASETS.register("gaussian")
 def gaussian(mean=(0.0, 0.0), scale=1.0) -> GaussianMixture:
     r"""One Gaussian :math:`N(m, \mathrm{diag}(s^2))` as a mixture of one component.
 

@@ -22,7 +22,7 @@ _LAW_POINTS = 4_000_000  # gives the law's own thickness to 0.04%
 
 
 def _rms_distance(own: Tensor) -> float:
-    return float(data.LAWS["two_moons"]().distance_to_arcs(own).square().mean().sqrt())
+    return float(data.make("two_moons").distance_to_arcs(own).square().mean().sqrt())
 
 
 @cache

@@ -1,0 +1,415 @@
+"""What the book's build needs beyond its pages: tables that cannot disagree with the CSVs, and a theme that is quiet.
+
+Directives and roles, all read from `results/` when the book is built:
+
+- ``{claim}`epochs-helix measured` ``: one field of one row of `claims.csv`;
+- ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
+- ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
+- ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
+- ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings.
+
+The rest works on the finished pages: it names what has no name for a screen reader, keeps the theme out of the console,
+links each study's notebook and tables, and writes the text that the search shows beside its hits, so that it works from
+a file too.
+"""
+
+import ast
+import csv
+import importlib
+import json
+import math
+import os
+import pkgutil
+import re
+import shutil
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+log = logging.getLogger(__name__)
+
+LAWS = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
+"""Names of the laws as the book's prose says them."""
+_INTERVAL = ("ci_low", "ci_high")
+
+
+def number(text: str, digits: int = 3) -> str:
+    """A number of a table as prose prints it: `digits` significant ones, no exponent, a true minus; text stays.
+
+    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `no value` -> `no value`.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value):
+        return text
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def display(text: str) -> str:
+    """A claim's words with the laws' prose names in place of those of the tables."""
+    return re.sub("|".join(LAWS), lambda name: LAWS[name[0]], text)
+
+
+def read_claims(results: Path) -> dict[str, dict[str, str]]:
+    """Rows of `claims.csv` by id, as text."""
+    path = results / "claims.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def read_revisions(book: Path) -> list[dict]:
+    """Verdicts under revision: mappings with `claims` (ids), `page` and `why`."""
+    path = book / "under_revision.yml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+
+
+def claim_field(row: dict[str, str], field: str) -> str:
+    """One field of a claim as a page prints it; `interval` joins the two ends."""
+    if field == "interval":
+        low, high = (number(row[end]) for end in _INTERVAL)
+        return f"{low} to {high}" if low != high else "\N{EN DASH}"
+    return number(row[field]) if field in ("measured", "published", *_INTERVAL) else display(row[field])
+
+
+class _FromBook:
+    """Where the book that is being built keeps its results."""
+
+    env: object
+
+    @property
+    def book(self) -> Path:
+        return Path(self.env.srcdir)
+
+    def depend(self, *names: str) -> None:
+        """Build the page again when one of these files changes."""
+        for name in names:
+            self.env.note_dependency(str(self.book / name))
+
+
+class ClaimRole(_FromBook, SphinxRole):
+    """``{claim}`id field` ``: a field of `claims.csv`, or `interval`; the build fails if there is no such claim."""
+
+    FIELDS = ("claim", "source", "published", "measured", "interval", "verdict", *_INTERVAL)
+
+    def run(self):
+        self.depend("results/claims.csv")
+        id, _, field = self.text.partition(" ")
+        row = read_claims(self.book / "results").get(id)
+        if row is None or field not in self.FIELDS:
+            wrong = f"there is no claim {id!r}" if row is None else f"{field!r} is none of {', '.join(self.FIELDS)}"
+            log.warning(f"{{claim}}`{self.text}`: {wrong}", location=self.get_location())
+            return [], []
+        text = claim_field(row, field)
+        classes = ["verdict", f"verdict-{text.replace(' ', '-')}"] if field == "verdict" else ["claim"]
+        return [nodes.inline(text, text, classes=classes)], []
+
+
+class _Table(_FromBook, SphinxDirective):
+    """A directive that writes MyST for the parser, so that links, search and print work as on any page."""
+
+    def parsed(self, text: str) -> list[nodes.Node]:
+        container = nodes.container(classes=[self.name])
+        self.state.nested_parse(text.splitlines(), self.content_offset, container)
+        return [container]
+
+    def table(self, head: list[str], rows: list[list[str]]) -> list[nodes.Node]:
+        lines = [" | ".join(["", *row, ""]).strip() for row in [head, ["---"] * len(head), *rows]]
+        return self.parsed("\n".join(lines))
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", r"\|").replace("*", r"\*").replace("_", r"\_").replace("$", r"\$").replace("`", r"\`")
+
+
+class Verdicts(_Table):
+    """Every claim: published against measured, interval, verdict, evidence."""
+
+    def run(self):
+        self.depend("results/claims.csv", "under_revision.yml")
+        revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
+        rows = []
+        for id, row in read_claims(self.book / "results").items():
+            fields = [_plain(claim_field(row, f)) for f in ("claim", "published", "measured", "interval")]
+            source, _, place = row["source"].partition("-report")
+            verdict = row["verdict"] + (" (under revision)" if id in revised else "")
+            link = f"[{row['page'].replace('_', ' ')}](/studies/{row['page']})"
+            rows.append([fields[0], f"{source.replace('-', ' ')}{_plain(place)}", *fields[1:], verdict, link])
+        head = ["claim", "report", "published", "measured", "95% interval", "verdict", "evidence"]
+        return self.table(head, rows)
+
+
+class UnderRevision(_Table):
+    """The list of verdicts known to be wrong."""
+
+    def run(self):
+        self.depend("under_revision.yml")
+        known = read_claims(self.book / "results")
+        lines = []
+        for entry in read_revisions(self.book):
+            lines.append(f"- {entry['why'].strip()} ([evidence](/studies/{entry['page']}))")
+            for id in set(entry["claims"]) - set(known):
+                log.warning(f"under_revision.yml: there is no claim {id!r}", location=self.get_location())
+        return self.parsed("\n".join(lines)) if lines else []
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+
+
+class Provenance(_Table):
+    """What was computed, by which code, on what, in how long."""
+
+    def run(self):
+        self.depend("results/provenance.json")
+        path = self.book / "results" / "provenance.json"
+        notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        rows = []
+        for page, note in notes.items():
+            link = f"[{page.replace('_', ' ')}](/studies/{page})"
+            if not (self.book / "studies" / f"{page}.ipynb").exists():
+                link = page.replace("_", " ")
+            values = [note.get(key, "\N{EN DASH}") for key in ("profile", "commit", "code", "device", "torch")]
+            rows.append([link, *(_plain(str(v)) for v in values), _duration(note.get("seconds", 0.0))])
+        return self.table(["page", "profile", "commit", "package", "device", "torch", "seconds"], rows)
+
+
+def modules(*names: str) -> Iterator[ModuleType]:
+    """These modules and the public ones inside them, in the order of their names."""
+    for name in names:
+        module = importlib.import_module(name)
+        yield module
+        for found in sorted(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))):
+            if not found.startswith("_"):
+                yield from modules(f"{name}.{found}")
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """What a module defines itself under a public name: classes, functions and documented registries."""
+    return [
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and (isinstance(thing, type) or callable(thing))
+        and getattr(thing, "__module__", None) == module.__name__
+    ]
+
+
+def _first_sentence(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+class PackageApi(_Table):
+    """The public names of modules, from their docstrings, one section a module."""
+
+    has_content = False
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = {}  # noqa: RUF012
+
+    def run(self):
+        lines = []
+        for module in modules(*self.arguments[0].split()):
+            if not public_names(module) and not (module.__doc__ or "").strip():
+                continue
+            self.env.note_dependency(module.__file__)
+            lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
+            lines += [f".. automodule:: {module.__name__}", "   :members:", "   :show-inheritance:", ""]
+        return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pages
+
+
+def _quiet_thebe(app, config) -> None:
+    """Nothing here runs in the browser: without a launcher its scripts only declare one name twice."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [entry for entry in listeners if not entry.handler.__module__.startswith("sphinx_thebe")]
+
+
+def _parameters_table(source: str) -> nodes.Node | None:
+    """The parameters that ran as a table, from the assignments of papermill's cell."""
+    try:
+        found = [(n.targets[0].id, ast.unparse(n.value)) for n in ast.parse(source).body if isinstance(n, ast.Assign)]
+    except SyntaxError:
+        return None
+    rows = "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in found)
+    html = (
+        '<details class="parameters"><summary>parameters of this run</summary>'
+        f'<div class="scroll"><table class="table">{rows}</table></div></details>'
+    )
+    return nodes.raw("", html, format="html")
+
+
+def _label_cells(app, doctree) -> None:
+    """Say what a folded cell is for, and show the parameters of the run as a table."""
+    cells = [node for node in doctree.findall(nodes.container) if node.get("nb_element") == "cell_code"]
+    ran = any("injected-parameters" in cell.get("cell_metadata", {}).get("tags", []) for cell in cells)
+    for cell in cells:
+        metadata = cell.get("cell_metadata", {})
+        tags = metadata.get("tags", [])
+        source = "\n".join(n.astext() for n in cell.findall(nodes.literal_block))
+        if "injected-parameters" in tags:
+            table = _parameters_table(source)
+            if table is not None:
+                cell.replace_self(table)
+            continue
+        if "parameters" in tags and ran:
+            cell.parent.remove(cell)  # the defaults; what ran is in the table
+            continue
+        if not cell.get("hide_mode"):
+            continue
+        name = (metadata.get("mystnb", {}).get("figure") or {}).get("name", "")
+        if "parameters" in tags:
+            label = "parameters"
+        elif name:
+            label = f"figure ({name.removeprefix('fig-').replace('-', ' ')})"
+        elif source.lstrip().startswith(("import ", "from ")):
+            label = "imports"
+        elif re.search(r"report\.show|show_claims", source):
+            label = "table"
+        elif re.search(r"plt\.|plotting\.|figure", source):
+            label = "figure"
+        else:
+            label = "computation"
+        cell["prompt_show"] = cell["prompt_hide"] = f"code: {label}"
+
+
+def _repository() -> str:
+    """`owner/name` where the book is built for publication, else nothing: links out are for that copy alone."""
+    return os.environ.get("GITHUB_REPOSITORY", "")
+
+
+def _take_away(app, pagename: str) -> str:
+    """Links to the notebook and the tables behind a study's page."""
+    study = pagename.rpartition("/")[2]
+    links = []
+    if (Path(app.srcdir) / f"{pagename}.ipynb").exists():
+        links.append(f'<a href="../_sources/{pagename}.ipynb" download>notebook</a>')
+    for path in sorted((Path(app.srcdir) / "results").glob(f"{study}.*csv")):
+        links.append(f'<a href="../results/{path.name}" download>table {path.name}</a>')
+    if not links:
+        return ""
+    links.append('<a href="../results/claims.csv" download>all claims</a>')
+    if _repository():
+        url = f"https://colab.research.google.com/github/{_repository()}/blob/main/notebooks/{study}.ipynb"
+        links.append(f'<a href="{url}">open in Colab</a>')
+    return f'<p class="take-away"><strong>Take away:</strong> {", ".join(links)}.</p>'
+
+
+_REPAIRS = (
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),  # its own text names the fold
+    ('<div role="list" class="citation-list">', '<div class="citation-list">'),  # its children are no list items
+    (' role="doc-biblioentry"', ""),
+    ('type="range" class="anim-slider"', 'type="range" aria-label="frame of the animation" class="anim-slider"'),
+)
+
+
+def _finish_page(app, pagename, templatename, context, doctree) -> None:
+    context["default_mode"] = context.get("default_mode") or "auto"
+    context["css_files"] = [file for file in context["css_files"] if "sphinx-thebe" not in str(file.filename)]
+    body = context.get("body")
+    if body is None:
+        return
+    for wrong, right in _REPAIRS:
+        body = body.replace(wrong, right)
+    # a table wider than its column scrolls inside it, by keyboard too
+    body = re.sub(r"(<table\b.*?</table>)", _scrolling, body, flags=re.DOTALL)
+    # sections and the figure of a study, then what can be taken away
+    if pagename.startswith("studies/"):
+        body += _take_away(app, pagename)
+    context["body"] = body
+    if doctree is not None:
+        app.env.ddpmlab_texts = {**getattr(app.env, "ddpmlab_texts", {}), pagename: _texts(doctree)}
+
+
+def _scrolling(match: re.Match) -> str:
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{match[1]}</div>'
+
+
+def _text(node: nodes.Node) -> str:
+    """Readable text of a section: no code, no formulas' sources."""
+    parts = [
+        child.astext()
+        for child in node.findall(nodes.Text)
+        if not isinstance(child.parent, nodes.literal_block | nodes.math_block | nodes.raw | nodes.comment)
+    ]
+    return re.sub(r"\s+", " ", " ".join(parts)).strip()
+
+
+def _texts(doctree) -> dict[str, str]:
+    """Anchor -> text of the section, the whole page under the empty anchor."""
+    found = {f"#{id}": _text(s)[:4_000] for s in doctree.findall(nodes.section) for id in s["ids"]}
+    return {"": _text(doctree), **found}
+
+
+_SEARCH = """
+// Excerpts from a table of the pages' texts: reading the pages themselves is not allowed from a file.
+const TEXTS = %s;
+window.fetch = (url) => Promise.resolve({ text: () => Promise.resolve(String(url)) });
+Search.htmlToText = (url, anchor) => {
+  const page = TEXTS[url.replace(/^(\\.\\.?\\/)+/, "").replace(/\\.html$/, "")] || {};
+  return page[anchor || ""] || page[""] || "";
+};
+"""
+_KEEP_MATHJAX = ("tex-chtml.js", "output", "input", "core.js", "loader.js", "startup.js", "adaptors", "ui", "a11y")
+
+
+def _finish_build(app, error) -> None:
+    if error or app.builder.name not in ("html", "singlehtml"):
+        return
+    out = Path(app.outdir)
+    _silence(out)
+    # of MathJax's ready-made bundles only one is loaded
+    mathjax = out / "_static" / "mathjax"
+    for path in mathjax.iterdir() if mathjax.exists() else ():
+        if path.name not in _KEEP_MATHJAX:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    results = Path(app.srcdir) / "results"
+    if results.exists():
+        shutil.copytree(results, out / "results", dirs_exist_ok=True)
+    search = out / "search.html"
+    if search.exists():
+        texts = json.dumps(getattr(app.env, "ddpmlab_texts", {}), ensure_ascii=False).replace("</", "<\\/")
+        (out / "searchtexts.js").write_text(_SEARCH % texts, encoding="utf-8")
+        page = search.read_text(encoding="utf-8").replace("console.log(", "void(")
+        page = re.sub(
+            r'(<script src="[^"]*searchindex\.js"></script>)', r'\1<script src="searchtexts.js"></script>', page
+        )
+        search.write_text(page, encoding="utf-8")
+
+
+def _silence(out: Path) -> None:
+    """The theme reports its doings to the console; errors it may report."""
+    for name in ("scripts/pydata-sphinx-theme.js", "scripts/sphinx-book-theme.js", "togglebutton.js"):
+        path = out / "_static" / name
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace("console.log(", "void("), encoding="utf-8")
+
+
+def setup(app):
+    """Sphinx's entry point."""
+    app.add_role("claim", ClaimRole())
+    app.add_directive("verdicts", Verdicts)
+    app.add_directive("under-revision", UnderRevision)
+    app.add_directive("provenance", Provenance)
+    app.add_directive("package-api", PackageApi)
+    app.connect("config-inited", _quiet_thebe)
+    app.connect("doctree-read", _label_cells)
+    app.connect("html-page-context", _finish_page, priority=900)
+    app.connect("build-finished", _finish_build, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -1,5 +1,6 @@
 """The laboratory: experiments as data, stages whose results lie in a store, and many of them side by side."""
 
+from ddpmlab.lab import recipes
 from ddpmlab.lab.config import Experiment, Training, limit
 from ddpmlab.lab.runner import COLUMNS, Run, over_seeds, run_all
 from ddpmlab.lab.scores import SCORES, Score
@@ -17,6 +18,7 @@ __all__ = [
     "default",
     "limit",
     "over_seeds",
+    "recipes",
     "reference",
     "remembered",
     "run_all",

@@ -48,6 +48,12 @@ def homework(dataset: str, **changes: Any) -> Experiment:
     return Experiment(dataset, **_HOMEWORK | changes)
 
 
+def annealed(n_steps: int, learning_rate: float = 2e-3, **changes: Any) -> Training:
+    """Training to rest: batches of 256, a short warm-up, cosine decay to zero."""
+    options = {"batch_size": 256, "learning_rate": learning_rate, "decay": "cosine", "warmup": min(100, n_steps)}
+    return Training(n_steps=n_steps, **options | changes)
+
+
 def two_moons(n_steps: int, **changes: Any) -> Experiment:
     """The recipe for the two moons: 19,778 parameters, 20 network evaluations a sample.
 

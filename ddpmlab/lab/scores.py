@@ -91,6 +91,14 @@ def _nll_gap(split: str):
     return nll_gap
 
 
+def _emd_of_parts(points: Tensor, dataset, seed: int) -> dict[str, float]:
+    """The homework's EMD, each 128 of the samples scored alone, and the mean."""
+    test = dataset.split().test.double()
+    score = Score(calibration.emd_total, 128, repeats=50)
+    values = [score.mean(part, test, k) for k, part in enumerate(points.split(128))]
+    return {"emd_128_mean": sum(values) / len(values)}
+
+
 for _name, _score in {
     "emd_128": Score(calibration.emd_total, 128, repeats=50, calibration_repeats=200),
     "course_nll": Score(metrics.course_nll, 5_000),
@@ -99,6 +107,7 @@ for _name, _score in {
     "mmd2": Score(metrics.mmd2, 5_000, test="mmd2"),
     "c2st_accuracy": Score(_accuracy, 5_000),
     "c2st_auc": Score(_auc, 5_000),
+    "emd_128_parts": Score(_emd_of_parts, 128, of="samples"),
     "energy_distance_20000": Score(_large_energy_distance, 20_000, of="samples"),
     "thickness": Score(_thickness, 2, of="samples", dataset="two_moons"),
     "two-moons-report": Score(_two_moons_report, 5_000, of="samples", dataset="two_moons"),

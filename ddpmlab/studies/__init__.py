@@ -29,6 +29,9 @@ from ddpmlab.lab.store import Store
 from ddpmlab.registry import Registry
 
 STUDIES = Registry("study")
+HOMEWORK_LAWS = ("sin_5_5", "helix")
+EXACT, PERFECT = "exact denoiser", "perfect sampler"
+"""Names of the variants that a table's networks are held to."""
 
 
 @dataclass(frozen=True)

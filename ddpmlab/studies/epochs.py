@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 from ddpmlab.lab import Run, Training, limit, over_seeds, recipes
-from ddpmlab.studies import register
+from ddpmlab.studies import EXACT, HOMEWORK_LAWS, register
 
-LAWS = ("sin_5_5", "helix")
 
 @register
 def epochs(
@@ -14,10 +13,9 @@ def epochs(
     """Model 3 after each number of epochs, and the exact denoiser in its place."""
     training = Training(epochs=max(epochs), keep_epochs=tuple(epochs))
     metrics = tuple(dict.fromkeys(["emd_128", fine, "kl", "nll_gap", "nll_gap_train"]))
-    for law in LAWS:
+    for law in HOMEWORK_LAWS:
         config = recipes.homework(law, training=training, metrics=metrics)
-        runs = [
-            Run(f"epochs={e}", config, training.step_of(e, config.data.n_train), {"epochs": e}) for e in epochs
-        ]  # fmt: skip
+        n = config.data.n_train
+        runs = [Run(f"epochs={e:g}", config, training.step_of(e, n), {"epochs": e}) for e in epochs]
         yield from over_seeds(runs, range(n_seeds))
-        yield from over_seeds([Run("exact denoiser", limit(config, "exact", exact_samples))], range(exact_seeds))
+        yield from over_seeds([Run(EXACT, limit(config, "exact", exact_samples))], range(exact_seeds))

@@ -20,6 +20,8 @@ minimises :math:`w\,|F - F^\ast|^2` with :math:`F^\ast` the output that would gi
 :math:`|F - F^\ast|^2 = k\,|D - x_0|^2`, so that a weighting is the same whatever the network predicts.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -33,42 +35,68 @@ _TINY = 1e-12
 
 
 class Denoising(nn.Module):
-    """The interface of everything that denoises: a schedule, the size of a point, and `forward(x_t, t)` = D."""
+    """The interface of everything that denoises: a schedule, the shape of a point, and `forward(x_t, t, label)` = D.
+
+    Attributes:
+        schedule: the forward process.
+        shape: shape of a point, such as `(3,)` or `(1, 28, 28)`; None if it is not known.
+        n_classes: classes that `label` may name; 0 without any.
+    """
 
     schedule: Schedule
-    dim: int | None
+    shape: tuple[int, ...] | None = None
+    n_classes: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, or of stored points; float64 where there are neither."""
+        return self._anchor().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights, or of stored points; the CPU where there are neither."""
+        return self._anchor().device
+
+    def _anchor(self) -> Tensor:
+        tensors = itertools.chain(self.parameters(), (b for b in self.buffers() if b.is_floating_point()))
+        return next(tensors, torch.empty(0, dtype=torch.float64))
 
     def scales(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Alpha and sigma at t as `(n, 1)` or `(1, 1)` tensors of the dtype and device of `x_t`."""
-        if x_t.ndim != 2 or len(x_t) == 0:
-            raise ValueError(f"x_t has shape {tuple(x_t.shape)}; need (n, dim) with n at least 1")
+        """Alpha and sigma at t as `(n, 1, ..., 1)` or `(1, 1, ..., 1)` tensors of the dtype and device of `x_t`."""
+        if x_t.ndim < 2 or len(x_t) == 0 or (self.shape is not None and x_t.shape[1:] != self.shape):
+            wanted = "*shape" if self.shape is None else ", ".join(map(str, self.shape))
+            raise ValueError(f"x_t has shape {tuple(x_t.shape)}; need (n, {wanted}) with n at least 1")
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim > 1 or t.numel() not in (1, len(x_t)):
             raise ValueError(f"t has shape {tuple(t.shape)}; need one time, or one per point ({len(x_t)})")
         alpha, sigma = self.schedule(t.cpu())
-        return tuple(a.reshape(-1, 1).to(x_t) for a in (alpha, sigma))
+        return tuple(a.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t) for a in (alpha, sigma))
 
-    def epsilon(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        r"""Predicted noise :math:`(x_t - \alpha D)/\sigma`, `(n, dim)`."""
+    def epsilon(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        r"""Predicted noise :math:`(x_t - \alpha D)/\sigma`, `(n, *shape)`."""
         alpha, sigma = self.scales(x_t, t)
-        return (x_t - alpha * self(x_t, t)) / sigma
+        return (x_t - alpha * self._estimate(x_t, t, label)) / sigma
 
-    def v(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        r"""Predicted velocity :math:`\alpha\hat\varepsilon - \sigma D`, `(n, dim)`."""
+    def v(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        r"""Predicted velocity :math:`\alpha\hat\varepsilon - \sigma D`, `(n, *shape)`."""
         alpha, sigma = self.scales(x_t, t)
-        return (alpha * x_t - (alpha**2 + sigma**2) * self(x_t, t)) / sigma
+        return (alpha * x_t - (alpha**2 + sigma**2) * self._estimate(x_t, t, label)) / sigma
 
-    def score(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        r"""Predicted score :math:`(\alpha D - x_t)/\sigma^2`, `(n, dim)`."""
+    def score(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        r"""Predicted score :math:`(\alpha D - x_t)/\sigma^2`, `(n, *shape)`."""
         alpha, sigma = self.scales(x_t, t)
-        return (alpha * self(x_t, t) - x_t) / sigma**2
+        return (alpha * self._estimate(x_t, t, label) - x_t) / sigma**2
+
+    def _estimate(self, x_t: Tensor, t: float | Tensor, label: Tensor | None) -> Tensor:
+        return self(x_t, t) if label is None else self(x_t, t, label)
 
 
 class Denoiser(Denoising):
     """A network read as a denoiser.
 
     Args:
-        network: maps points `(n, dim)` and conditioning numbers `(n,)` to `(n, dim)`.
+        network: maps points `(n, *shape)`, conditioning numbers `(n,)` and, with `n_classes`, labels `(n,)` to
+            `(n, *shape)`.
         schedule: the forward process.
         parameterisation: `epsilon`, `x0`, `v` or `edm`. `edm` conditions the network on a quarter of
             ln(sigma / alpha), the others on t / t_max.
@@ -86,15 +114,15 @@ class Denoiser(Denoising):
         if parameterisation == "epsilon" and schedule.terminal_snr == 0:
             raise ValueError("epsilon prediction cannot start from a terminal SNR of 0; choose x0, v or edm")
         self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
-        self.dim = getattr(network, "dim", None)
+        self.shape, self.n_classes = getattr(network, "shape", None), getattr(network, "n_classes", 0)
 
     def _condition(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         if self.parameterisation == "edm":
-            return 0.25 * (sigma / alpha).clamp(1e-5, 1e5).log()[:, 0]
+            return 0.25 * (sigma / alpha).clamp(1e-5, 1e5).log().reshape(-1)
         return (t / self.schedule.t_max).to(alpha).reshape(-1)
 
     def _output(self, x_t, t, alpha, sigma, label):
-        """Network output F, `(n, dim)`."""
+        """Network output F, `(n, *shape)`."""
         weight = next(self.network.parameters())
         if x_t.dtype != weight.dtype:
             raise TypeError(f"x_t has dtype {x_t.dtype}, the network {weight.dtype}; convert one with .to(...)")
@@ -102,15 +130,16 @@ class Denoiser(Denoising):
             raise ValueError(f"x_t is on {x_t.device}, the network on {weight.device}; move one with .to(...)")
         scaled = x_t / (alpha**2 + sigma**2).sqrt()
         condition = self._condition(torch.as_tensor(t, dtype=torch.float64), alpha, sigma).expand(len(x_t))
-        return self.network(scaled, condition, *([label] if label is not None else []))
+        # under autocast a network may answer in less precision than it was asked in
+        return self.network(scaled, condition, *([label] if label is not None else [])).to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         r"""Estimate :math:`E[x_0 | x_t]`.
 
         Args:
-            x_t: noisy points `(n, dim)`.
+            x_t: noisy points `(n, *shape)`.
             t: one time, or `(n,)`.
-            label: classes `(n,)` of a conditional network.
+            label: classes `(n,)` of a conditional network; `n_classes`, or no label at all, is "no class".
 
         Raises:
             ValueError: shapes or devices that do not fit, or a time off the schedule.
@@ -130,7 +159,7 @@ class Denoiser(Denoising):
     def loss(
         self, x0: Tensor, t: Tensor, noise: Tensor, weighting: str = "simple", label: Tensor | None = None
     ) -> Tensor:
-        r"""Training loss per point, `(n,)`: :math:`w_t\,|F - F^\ast|^2/d` in the network's own output.
+        r"""Training loss per point, `(n,)`: :math:`w_t\,|F - F^\ast|^2/d` in the network's own output of d numbers.
 
         Weightings, as the factor on :math:`|\hat\varepsilon - \varepsilon|^2 = \mathrm{SNR}\,|D - x_0|^2`:
 
@@ -156,7 +185,7 @@ class Denoiser(Denoising):
             "v": alpha * noise - sigma * x0,
             "edm": (sigma * x0 - alpha * noise) / variance.sqrt(),
         }[self.parameterisation]
-        error = (output - target).square().mean(1)
+        error = (output - target).square().flatten(1).mean(1)
         if weighting == "simple":
             return error
         # a = SNR/(1 + SNR), b = 1/(1 + SNR); both weights below are per |D - x0|^2 and carry a common factor b
@@ -178,31 +207,53 @@ class ExactDenoiser(Denoising):
 
     def __init__(self, law: Law, schedule: Schedule):
         super().__init__()
-        self.law, self.schedule, self.dim = law, schedule, law.dim
+        self.law, self.schedule, self.shape = law, schedule, law.shape
 
     def forward(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        """Exact posterior mean `(n, dim)`; the mean of the law where alpha is 0."""
-        alpha, sigma = (a.to(torch.float64) for a in self.scales(x_t.double(), t))
+        """Exact posterior mean `(n, *shape)`; the mean of the law where alpha is 0."""
+        alpha, sigma = self.scales(x_t.double().cpu(), t)
         # at alpha = 0 the point says nothing: 1e-12 stands for "nothing" and keeps the quadrature finite
-        return self.law.denoise(x_t, alpha.clamp(min=1e-12), sigma).to(x_t)
+        return self.law.denoise(x_t.cpu(), alpha.clamp(min=1e-12), sigma).to(x_t)
 
 
 class Guided(Denoising):
-    r"""Classifier-free guidance (Ho & Salimans 2022, eq. 6): :math:`D_\emptyset + g\,(D_y - D_\emptyset)`.
+    r"""Guidance: away from what a guide G says, :math:`G + g\,(D_y - G)`.
+
+    Without a guide of its own, G is the same denoiser without the class, :math:`D_\emptyset`: classifier-free guidance
+    (Ho & Salimans 2022, eq. 6). With one, such as an early checkpoint, both are given the class: autoguidance (Karras
+    et al. 2024, eq. 4). Two evaluations a call, one at g = 1.
 
     Args:
         conditional: a conditional denoiser, called as `conditional(x_t, t, label)`.
-        label: one class, or classes `(n,)`.
-        scale: guidance g; 0 unconditional, 1 conditional, above 1 sharper.
+        label: one class, or classes `(n,)`, for calls that bring none.
+        scale: guidance g; 0 the guide alone, 1 conditional, above 1 sharper.
+        guide: a worse denoiser of the same points and schedule.
     """
 
-    def __init__(self, conditional: Denoising, label: int | Tensor, scale: float = 1.0):
+    def __init__(
+        self,
+        conditional: Denoising,
+        label: int | Tensor | None = None,
+        scale: float = 1.0,
+        guide: Denoising | None = None,
+    ):
         super().__init__()
-        self.conditional, self.schedule, self.dim = conditional, conditional.schedule, conditional.dim
-        self.label, self.scale = torch.as_tensor(label), scale
+        self.conditional, self.guide, self.scale = conditional, guide, scale
+        self.schedule, self.shape, self.n_classes = conditional.schedule, conditional.shape, conditional.n_classes
+        self.label = None if label is None else torch.as_tensor(label)
 
-    def forward(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        """Guided estimate `(n, dim)`."""
-        label = self.label.to(x_t.device).expand(len(x_t))
-        free = self.conditional(x_t, t)
-        return free + self.scale * (self.conditional(x_t, t, label) - free)
+    def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """Guided estimate `(n, *shape)`.
+
+        Raises:
+            ValueError: neither the call nor this denoiser has a label, and there is no guide that could do without.
+        """
+        if label is None and self.label is not None:
+            label = self.label.to(x_t.device).expand(len(x_t))
+        if label is None and self.guide is None:
+            raise ValueError("guidance needs a class: pass label to the sampler, to the call or to Guided")
+        told = self.conditional._estimate(x_t, t, label)
+        if self.scale == 1:
+            return told
+        free = self.conditional(x_t, t) if self.guide is None else self.guide._estimate(x_t, t, label)
+        return free + self.scale * (told - free)

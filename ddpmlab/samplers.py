@@ -14,7 +14,7 @@ keep: `*states, x0 = sampler(denoiser, n=100, seed=0)`.
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,22 +22,33 @@ from tqdm.auto import tqdm
 
 from ddpmlab.denoisers import Denoising
 from ddpmlab.registry import Registry
+from ddpmlab.schedules import Schedule
 
 SAMPLERS = Registry("sampler")
 make = SAMPLERS.make
 
 
 class Run:
-    """One sampling run: the denoiser, its noise source, and the estimates D of earlier steps for multistep solvers."""
+    """One sampling run: the denoiser, its noise source, and the estimates D of earlier steps for multistep solvers.
 
-    def __init__(self, denoiser: Denoising, generator: torch.Generator):
-        self.denoiser, self.generator = denoiser, generator
+    Attributes:
+        label: classes `(n,)` that the denoiser is given with every call, or None.
+        calls: how often it was called.
+    """
+
+    def __init__(self, denoiser: Denoising, generator: torch.Generator, label: Tensor | None = None):
+        self.denoiser, self.generator, self.label, self.calls = denoiser, generator, label, 0
         self.history: list[tuple[float, Tensor]] = []  # (log SNR / 2, D), newest last
         self.memory: tuple | None = None
 
     def scales(self, t: float) -> tuple[float, float]:
         alpha, sigma = self.denoiser.schedule(t)
         return float(alpha), float(sigma)
+
+    def denoise(self, x: Tensor, t: float) -> Tensor:
+        """The data estimate D of the states `(n, *shape)` at time t."""
+        self.calls += 1
+        return self.denoiser(x, t) if self.label is None else self.denoiser(x, t, self.label)
 
     def noise(self, like: Tensor) -> Tensor:
         noise = torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=self.generator.device)
@@ -65,11 +76,18 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
-        """One step of the reverse process: the state `(n, dim)` at time s < t from that at t."""
+        """One step of the reverse process: the state `(n, *shape)` at time s < t from that at t.
 
-    def nfe(self, n_steps: int) -> int:
-        """Network evaluations of `n_steps` steps."""
-        return n_steps
+        It asks `run.denoise(x, t)` for the data estimate, which counts the evaluations.
+        """
+
+    def nfe(self, schedule: Schedule) -> int:
+        """Evaluations of the denoiser from noise to data on a schedule, counted on a run over one number."""
+        times = schedule.times(self.n_steps, self.spacing).tolist()
+        run = Run(_Zero(schedule), torch.Generator().manual_seed(0))
+        for _ in self._states(run, torch.zeros(1, 1, dtype=torch.float64), times):
+            pass
+        return run.calls
 
     def __call__(
         self,
@@ -77,41 +95,43 @@ class Sampler(ABC):
         n: int | None = None,
         seed: int | torch.Generator = 0,
         x: Tensor | None = None,
-        dim: int | None = None,
+        label: int | Tensor | None = None,
+        shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the states from pure noise to clean data, `n_steps + 1` tensors `(n, dim)`.
+        """Yield the states from pure noise to clean data, `n_steps + 1` tensors `(n, *shape)`.
 
         Args:
             denoiser: any denoiser; it carries the schedule.
             n: how many points to draw.
-            seed: seed of all noise, or a generator.
-            x: start from these states `(n, dim)` instead of fresh noise.
-            dim, dtype, device: of fresh noise; the denoiser's own if it has a network or a law.
+            seed: seed of all noise, drawn on the device of the states, or a generator.
+            x: start from these states `(n, *shape)` instead of fresh noise.
+            label: one class for all points, or classes `(n,)`, for a denoiser that takes them.
+            shape, dtype, device: of fresh noise; the denoiser's own if omitted.
 
         Raises:
-            ValueError: neither or both of `n` and `x` given; a step count off the schedule; NaN in `x`.
+            ValueError: neither or both of `n` and `x` given; a step count off the schedule; NaN in `x`; a label that
+                does not fit.
         """
         if (n is None) == (x is None):
             raise ValueError("give either n, how many points to draw, or x, the states to start from")
         if n is not None and n < 1:
             raise ValueError(f"n = {n}; need at least 1 point")
-        if x is not None and (x.ndim != 2 or len(x) == 0 or not torch.isfinite(x).all()):
-            raise ValueError(f"x has shape {tuple(x.shape)}; need finite states (n, dim) with n at least 1")
+        if x is not None and (x.ndim < 2 or len(x) == 0 or not torch.isfinite(x).all()):
+            raise ValueError(f"x has shape {tuple(x.shape)}; need finite states (n, *shape) with n at least 1")
         times = denoiser.schedule.times(self.n_steps, self.spacing).tolist()
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        device = torch.device(device or denoiser.device) if x is None else x.device
+        generator = _generator(seed, device)
         if x is None:
-            weight = next(denoiser.parameters(), None)
-            dim = dim or denoiser.dim
-            if dim is None:
-                raise ValueError("cannot tell the dimension of this denoiser's points; pass dim")
-            dtype = dtype or (weight.dtype if weight is not None else torch.float64)
-            device = device or (weight.device if weight is not None else "cpu")
+            shape = shape or denoiser.shape
+            if shape is None:
+                raise ValueError("cannot tell the shape of this denoiser's points; pass shape, such as (2,)")
+            dtype = dtype or denoiser.dtype
             alpha, sigma = denoiser.schedule(times[0])
-            x = torch.randn(n, dim, generator=generator, dtype=dtype, device=generator.device).to(device)
+            x = torch.randn(n, *shape, generator=generator, dtype=dtype, device=generator.device).to(device)
             x = x * math.hypot(float(alpha), float(sigma))  # the marginal's scale for data of unit variance
-        return self._states(Run(denoiser, generator), x, times)
+        return self._states(Run(denoiser, generator, _labels(label, len(x), denoiser, device)), x, times)
 
     def _states(self, run: Run, x: Tensor, times: list[float]) -> Iterator[Tensor]:
         yield x
@@ -121,21 +141,67 @@ class Sampler(ABC):
             yield x
 
     def sample(
-        self, denoiser: Denoising, n: int, seed: int = 0, batch_size: int = 20_000, progress: bool = False, **options
+        self,
+        denoiser: Denoising,
+        n: int,
+        seed: int | torch.Generator = 0,
+        batch_size: int = 20_000,
+        progress: bool = False,
+        label: int | Tensor | None = None,
+        **options,
     ) -> Tensor:
-        """Draw `n` points `(n, dim)`, keeping no trajectory, in batches of at most `batch_size`.
+        """Draw `n` points `(n, *shape)`, keeping no trajectory, in batches of at most `batch_size`.
 
         The noise comes from one stream, so the same seed and batch size give the same points.
+
+        Args:
+            denoiser, seed, label: as for a call; `label` for all n points.
+            n: how many points to draw.
+            batch_size: most points at a time.
+            progress: show a text progress bar.
+            options: `shape`, `dtype` and `device`, as for a call.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n = {n}, batch_size = {batch_size}; both must be at least 1")
-        generator = torch.Generator().manual_seed(seed)
-        batches = []
+        device = torch.device(options.get("device") or denoiser.device)
+        generator, labels, batches = _generator(seed, device), _labels(label, n, denoiser, device), []
         for start in tqdm(range(0, n, batch_size), desc="sampling", disable=not progress, leave=False):
-            for x in self(denoiser, min(batch_size, n - start), generator, **options):  # noqa: B007
+            size = min(batch_size, n - start)
+            part = None if labels is None else labels[start : start + size]
+            for x in self(denoiser, size, generator, label=part, **options):  # noqa: B007
                 pass
             batches.append(x)
         return torch.cat(batches)
+
+
+class _Zero(Denoising):
+    """The denoiser of a law of one point at 0: for counting evaluations."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.schedule, self.shape = schedule, (1,)
+
+    def forward(self, x_t, t):
+        return torch.zeros_like(x_t)
+
+
+def _generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(int(seed))
+
+
+def _labels(label: int | Tensor | None, n: int, denoiser: Denoising, device: torch.device) -> Tensor | None:
+    """Classes `(n,)` on a device, checked."""
+    if label is None:
+        return None
+    label = torch.as_tensor(label)
+    if label.is_floating_point() or label.shape not in ((), (n,)):
+        raise ValueError(f"label is {label.dtype} of shape {tuple(label.shape)}; need one class, or {n} of them")
+    if denoiser.n_classes and not 0 <= int(label.min()) <= int(label.max()) <= denoiser.n_classes:
+        raise ValueError(
+            f"labels span [{int(label.min())}, {int(label.max())}]; this denoiser has classes 0 to "
+            f'{denoiser.n_classes - 1}, and {denoiser.n_classes} for "no class"'
+        )
+    return label.to(device, torch.int64).expand(n)
 
 
 def _ancestral(run: Run, x: Tensor, t: float, s: float) -> tuple[Tensor, float, float]:
@@ -143,7 +209,7 @@ def _ancestral(run: Run, x: Tensor, t: float, s: float) -> tuple[Tensor, float, 
     (alpha_t, sigma_t), (alpha_s, sigma_s) = run.scales(t), run.scales(s)
     step_alpha = alpha_t / alpha_s
     step_variance = max(sigma_t**2 - step_alpha**2 * sigma_s**2, 0.0)
-    data = run.denoiser(x, t)
+    data = run.denoise(x, t)
     mean = (step_alpha * sigma_s**2 * x + alpha_s * step_variance * data) / sigma_t**2
     return mean, sigma_s**2 * step_variance / sigma_t**2, step_variance
 
@@ -192,7 +258,7 @@ class DDIM(Sampler):
 
     def step(self, run, x, t, s):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = run.scales(t), run.scales(s)
-        data = run.denoiser(x, t)
+        data = run.denoise(x, t)
         noise = (x - alpha_t * data) / sigma_t
         step_variance = max(sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2, 0.0)
         fresh = self.eta * sigma_s / sigma_t * math.sqrt(step_variance)
@@ -215,7 +281,7 @@ class Euler(Sampler):
     """
 
     def step(self, run, x, t, s):
-        return _euler(x, run.denoiser(x, t), run.scales(t), run.scales(s))
+        return _euler(x, run.denoise(x, t), run.scales(t), run.scales(s))
 
 
 @SAMPLERS.register("heun")
@@ -223,21 +289,18 @@ class Heun(Sampler):
     r"""Heun's second-order method on the same ODE (Karras et al. 2022, algorithm 1, no churn).
 
     :math:`\hat x_s = \hat x_t + \frac12(\hat\sigma_s - \hat\sigma_t)(\hat\varepsilon_t + \hat\varepsilon_s')`; the last
-    step, to clean data, and a first step from SNR 0 are Euler's. Two evaluations a step but the last.
+    step, to clean data, and a first step from SNR 0 are Euler's, of one evaluation; the others take two.
     """
-
-    def nfe(self, n_steps):
-        return 2 * n_steps - 1
 
     def step(self, run, x, t, s):
         scales_t, scales_s = run.scales(t), run.scales(s)
-        data = run.denoiser(x, t)
+        data = run.denoise(x, t)
         guess = _euler(x, data, scales_t, scales_s)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = scales_t, scales_s
         if s == 0 or alpha_t == 0:
             return guess
         slope_t = (x - alpha_t * data) / sigma_t
-        slope_s = (guess - alpha_s * run.denoiser(guess, s)) / sigma_s
+        slope_s = (guess - alpha_s * run.denoise(guess, s)) / sigma_s
         return alpha_s * (x / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * (slope_t + slope_s) / 2)
 
 
@@ -257,7 +320,7 @@ class DPMSolverPP2M(Sampler):
     def step(self, run, x, t, s):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = run.scales(t), run.scales(s)
         now, then = _half_log_snr(alpha_t, sigma_t), _half_log_snr(alpha_s, sigma_s)
-        data = run.denoiser(x, t)
+        data = run.denoise(x, t)
         h, blend = then - now, data
         if run.history and math.isfinite(h):
             before, earlier = run.history[-1]
@@ -278,7 +341,7 @@ class UniPC(Sampler):
     def step(self, run, x, t, s):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = run.scales(t), run.scales(s)
         now, then = _half_log_snr(alpha_t, sigma_t), _half_log_snr(alpha_s, sigma_s)
-        data = run.denoiser(x, t)
+        data = run.denoise(x, t)
         if run.memory is not None:
             x = self._correct(run, data, alpha_t, sigma_t, now)
         # predictor

@@ -97,7 +97,7 @@ def test_weightings_are_those_of_the_papers(log_snr, weighting, parameterisation
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
 def test_losses_are_finite_at_snr_zero_and_infinity(parameterisation, weighting):
     schedule = SCHEDULES["linear"] if parameterisation == "epsilon" else SCHEDULES["zero"]
-    denoiser = Denoiser(networks.make("mlp", dim=2), schedule, parameterisation)
+    denoiser = Denoiser(networks.make("mlp", shape=(2,)), schedule, parameterisation)
     x0, eps = noise(4, 0).float(), noise(4, 1).float()
     for t in (0.0, schedule.t_max):
         loss = denoiser.loss(x0, torch.full((4,), t), eps, weighting).mean()
@@ -109,7 +109,7 @@ def test_losses_are_finite_at_snr_zero_and_infinity(parameterisation, weighting)
 
 
 def test_edm_is_v_prediction_on_a_variance_preserving_schedule():
-    network = networks.make("mlp", dim=2).double()
+    network = networks.make("mlp", shape=(2,)).double()
     v, edm = (Denoiser(network, SCHEDULES["linear"], name) for name in ("v", "edm"))
     edm._condition = v._condition  # they feed the network another time
     x = noise(9, 0)
@@ -155,7 +155,7 @@ class Conditional(Denoising):
 
     def __init__(self, schedule):
         super().__init__()
-        self.schedule, self.dim = schedule, 2
+        self.schedule, self.shape = schedule, (2,)
         self.laws = [data.make("gaussian", mean=[m, 0.0], scale=0.3) for m in (-1.0, 1.0)]
         self.both = data.make("gaussian_mixture", means=[[-1.0, 0.0], [1.0, 0.0]], scales=0.3)
 
@@ -184,57 +184,72 @@ def test_guidance_selects_and_sharpens_a_class():
 
 
 def test_conditional_networks_take_labels_and_the_empty_label():
-    network = networks.make("mlp", dim=2, n_classes=3)
+    network = networks.make("mlp", shape=(2,), n_classes=3)
     denoiser, x = Denoiser(network, SCHEDULES["linear"]), noise(6, 0).float()
     free = denoiser(x, 10)
     assert not torch.equal(free, denoiser(x, 10, torch.zeros(6, dtype=torch.long)))
     torch.testing.assert_close(free, denoiser(x, 10, torch.full((6,), 3)))
     with pytest.raises(ValueError, match="no classes"):
-        Denoiser(networks.make("mlp", dim=2), SCHEDULES["linear"])(x, 10, torch.zeros(6, dtype=torch.long))
+        Denoiser(networks.make("mlp", shape=(2,)), SCHEDULES["linear"])(x, 10, torch.zeros(6, dtype=torch.long))
 
 
-@pytest.mark.parametrize(
-    ("options", "parameters"),
-    [
-        ({"name": "mlp", "dim": 3, "hidden": (64,)}, 515),
-        ({"name": "mlp", "dim": 3, "hidden": (64, 64)}, 4_675),
-        ({"name": "mlp", "dim": 3, "hidden": (64, 128, 128)}, 25_539),
-        ({"name": "mlp", "hidden": (128, 128), "activation": "silu", "time": "sinusoidal", "time_layers": 2}, 33_666),
-        ({"name": "mlp", "hidden": (128,) * 3, "activation": "silu", "time": "sinusoidal", "time_layers": 2}, 50_178),
-        ({"name": "residual_mlp"}, 134_786),
-    ],
-)
-def test_sizes_of_the_reports_networks(options, parameters):
-    options = {"dim": 2, **options}
-    network = networks.make(options.pop("name"), **options)
-    assert sum(p.numel() for p in network.parameters()) == parameters
-    assert network(torch.zeros(5, options["dim"]), torch.zeros(5)).shape == (5, options["dim"])
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_pictures_are_denoised_like_their_pixels_in_a_row(parameterisation):
+    """Estimate, noise, v, score and loss of `(n, 1, 4, 4)` are those of `(n, 16)`, to the bit."""
+    schedule = SCHEDULES["ve"] if parameterisation == "edm" else SCHEDULES["linear"]
+    flat, picture = (networks.make("mlp", shape=shape, n_classes=3) for shape in ((16,), (1, 4, 4)))
+    picture.load_state_dict(flat.state_dict())
+    flat, picture = (Denoiser(network, schedule, parameterisation) for network in (flat, picture))
+    x, eps = noise(5, 0, 16).float(), noise(5, 1, 16).float()
+    t, label = schedule.times(5)[:-1], torch.tensor([0, 1, 2, 3, 0])
+    for kind in ("forward", "epsilon", "v", "score"):
+        expected = getattr(flat, kind)(x, t, label)
+        assert torch.equal(getattr(picture, kind)(x.view(5, 1, 4, 4), t, label), expected.view(5, 1, 4, 4))
+    for weighting in WEIGHTINGS:
+        expected = flat.loss(x, t, eps, weighting, label)
+        assert expected.shape == (5,)
+        assert torch.equal(picture.loss(x.view(5, 1, 4, 4), t, eps.view(5, 1, 4, 4), weighting, label), expected)
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
-@pytest.mark.parametrize("time", ["scalar", "sinusoidal", "fourier"])
-def test_every_input_feature_reaches_the_output(name, time):
-    network = networks.make(name, dim=2, time=time, fourier_features=8)
-    x, c = noise(4, 0).float().requires_grad_(), torch.rand(4).requires_grad_()
-    network(x, c).sum().backward()
-    assert (x.grad.abs().sum(1) > 0).all()
-    assert (c.grad.abs() > 0).all()
+def test_guidance_by_a_worse_denoiser_gives_both_the_class():
+    """Autoguidance: G + g (D_y - G) with both told the label; one evaluation at g = 1."""
+    good, bad = Conditional(SCHEDULES["vp"]), Conditional(SCHEDULES["vp"])
+    bad.laws, bad.both = [data.make("gaussian", mean=[m, 0.2], scale=0.5) for m in (-0.8, 0.8)], None
+    x, labels = noise(6, 0), torch.tensor([0, 1] * 3)
+    expected = bad(x, 0.5, labels) + 1.7 * (good(x, 0.5, labels) - bad(x, 0.5, labels))
+    guided = Guided(good, scale=1.7, guide=bad)
+    torch.testing.assert_close(guided(x, 0.5, labels), expected)
+    assert torch.equal(Guided(good, scale=1.0, guide=bad)(x, 0.5, labels), good(x, 0.5, labels))
+    assert torch.equal(Guided(good, 1, 1.7, bad)(x, 0.5, labels), guided(x, 0.5, labels))  # the call's label wins
+    with pytest.raises(ValueError, match="guidance needs a class"):
+        Guided(good, scale=2.0)(x, 0.5)
+
+
+def test_dtype_and_device_are_those_of_the_weights_or_points():
+    network = networks.make("mlp", shape=(2,), fourier_features=4)
+    assert Denoiser(network.double(), SCHEDULES["linear"]).dtype == torch.float64
+    assert Denoiser(network.float(), SCHEDULES["linear"]).dtype == torch.float32
+    assert Denoiser(network.to("meta"), SCHEDULES["linear"]).device.type == "meta"
+    exact = ExactDenoiser(data.make("helix"), SCHEDULES["linear"])
+    assert (exact.dtype, exact.device.type, exact.shape) == (torch.float64, "cpu", (3,))
+
+
+def test_a_network_under_autocast_answers_in_the_points_own_precision():
+    denoiser, x = Denoiser(networks.make("mlp", shape=(2,)), SCHEDULES["linear"], "x0"), noise(6, 0).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        estimate = denoiser(x, 10)
+    assert estimate.dtype == torch.float32
+    torch.testing.assert_close(estimate, denoiser(x, 10), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda d: networks.make("unet"), ValueError, "unknown network 'unet'; choose one of: mlp, residual_mlp"),
-        (lambda d: networks.make("mlp", dim=0), ValueError, "dim = 0"),
-        (lambda d: networks.make("mlp", dim=2, hidden=()), ValueError, "at least one positive width"),
-        (lambda d: networks.make("mlp", dim=2, activation="tanh"), ValueError, "choose one of: relu, silu, gelu"),
-        (lambda d: networks.make("mlp", dim=2, time="none"), ValueError, "choose one of: scalar, sinusoidal, fourier"),
-        (lambda d: networks.make("mlp", dim=2, fourier_features=3), ValueError, "n_features = 3; need an even number"),
-        (lambda d: networks.make("residual_mlp", dim=2, n_blocks=0), ValueError, "n_blocks = 0"),
-        (lambda d: networks.make("mlp", dim=2, depth=3), TypeError, "network 'mlp' takes"),
         (lambda d: Denoiser(d.network, d.schedule, "eps"), ValueError, "choose one of: epsilon, x0, v, edm"),
         (lambda d: d(torch.zeros(3, 2, dtype=torch.float64), 3), TypeError, "float64, the network torch.float32"),
-        (lambda d: d(torch.zeros(2), 3), ValueError, r"need \(n, dim\)"),
+        (lambda d: d(torch.zeros(2), 3), ValueError, r"need \(n, 2\)"),
+        (lambda d: d(torch.zeros(5, 3), 3), ValueError, r"x_t has shape \(5, 3\); need \(n, 2\)"),
+        (lambda d: d(torch.zeros(5, 2, 1), 3), ValueError, r"need \(n, 2\)"),
         (lambda d: d(torch.zeros(3, 2, device="meta"), 3), ValueError, "x_t is on meta, the network on cpu; move one"),
         (lambda d: d(torch.zeros(0, 2), 3), ValueError, "n at least 1"),
         (lambda d: d(torch.zeros(3, 2), torch.ones(2)), ValueError, r"one time, or one per point \(3\)"),
@@ -248,13 +263,13 @@ def test_every_input_feature_reaches_the_output(name, time):
 )
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
-        call(Denoiser(networks.make("mlp", dim=2), SCHEDULES["linear"]))
+        call(Denoiser(networks.make("mlp", shape=(2,)), SCHEDULES["linear"]))
 
 
 def test_devices_other_than_the_cpu():
     """Where there is no GPU, the meta device stands in: shapes and devices without values."""
     device = "cuda" if torch.cuda.is_available() else "meta"
-    denoiser = Denoiser(networks.make("mlp", dim=2), SCHEDULES["linear"]).to(device)
+    denoiser = Denoiser(networks.make("mlp", shape=(2,)), SCHEDULES["linear"]).to(device)
     x = torch.zeros(4, 2, device=device)
     assert denoiser(x, 10).device.type == device
     assert denoiser.loss(x, torch.ones(4), x).device.type == device

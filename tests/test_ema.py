@@ -66,7 +66,7 @@ def test_post_hoc_reconstruction_of_a_trained_network():
     steps = tuple(range(20, 801, 20))
 
     def run(sigma_rel):
-        denoiser = Denoiser(networks.make("mlp", dim=2, hidden=(16,)), schedules.make("linear"))
+        denoiser = Denoiser(networks.make("mlp", shape=(2,), hidden=(16,)), schedules.make("linear"))
         return fit(denoiser, points, 800, batch_size=64, ema_sigma_rel=sigma_rel, keep_steps=steps).averages
 
     kept = run(0.1)

@@ -47,7 +47,7 @@ class Mistaken(Denoising):
     def __init__(self, scale, schedule):
         super().__init__()
         self.law = data.make("gaussian", mean=[0.0, 0.0], scale=scale)
-        self.schedule, self.dim = schedule, 2
+        self.schedule, self.shape = schedule, (2,)
 
     def forward(self, x_t, t):
         alpha, sigma = self.scales(x_t, t)
@@ -95,7 +95,7 @@ def test_divergences_of_a_trained_model_and_how_they_relate():
     this close to the truth both are small, and we check that they agree within a factor of five.
     """
     law, schedule = data.make("two_moons").standardised(), schedules.make("cosine", n_steps=100, max_beta=0.5)
-    network = networks.make("mlp", dim=2, hidden=(64, 64), activation="silu")
+    network = networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu")
     denoiser, truth = Denoiser(network, schedule, "v"), Truth.of(law, schedule)
     path, flow = [], []
     for n_steps in (200, 1_500):

@@ -1,3 +1,4 @@
+import itertools
 import math
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sklearn.svm import SVC
 
 from ddpmlab import data, metrics
 from ddpmlab.metrics import c2st, course_nll, distances, emd, energy_distance, mmd2, neighbourhood, sliced_wasserstein
-from ddpmlab.metrics.calibration import Calibration, calibrate, floor_and_ceiling
+from ddpmlab.metrics.calibration import Calibration, calibrate, floor_and_ceiling, fresh_points, fresh_test, stream
 from ddpmlab.metrics.two_sample import permutation_test
 
 
@@ -71,7 +72,7 @@ def test_definitions_by_brute_force(n, m, dim, seed):
     unbiased = (k(xx).sum() - n) / (n * (n - 1)) + (k(yy).sum() - m) / (m * (m - 1)) - 2 * k(xy).mean()
     assert mmd2(x, y) == pytest.approx(unbiased, abs=1e-10)
     assert mmd2(x, y, "biased") == pytest.approx(k(xx).mean() + k(yy).mean() - 2 * k(xy).mean(), abs=1e-10)
-    assert mmd2(x, y, "two-moons-report") == pytest.approx(math.sqrt(max(unbiased, 1e-12)), abs=1e-6)
+    assert mmd2(x, y, "two-moons-report") == pytest.approx(math.sqrt(max(unbiased, 0)), abs=1e-6)
     nll = -math.log((np.exp(-(xy**2) / 0.4) / (2 * math.pi * 0.1) ** (dim / 2)).mean())
     assert course_nll(x, y) == pytest.approx(nll, abs=1e-10)
 
@@ -292,6 +293,175 @@ def test_permutation_p_values_are_uniform_under_the_null(statistic):
         0, 0.01, 200
     )  # p is one of 1/100, ..., 1: spread the atoms
     assert stats.kstest(jittered, "uniform").pvalue > 0.01
+
+
+def enumerated(x, y, statistic):
+    """Share of all relabellings whose statistic is no smaller, for integers on a line, in exact arithmetic."""
+    pooled, n = [*x, *y], len(x)
+
+    def value(chosen):
+        a, b = [pooled[i] for i in chosen], [pooled[i] for i in range(len(pooled)) if i not in chosen]
+        mean = lambda u, v: sum(statistic(p, q) for p in u for q in v)  # noqa: E731
+        within = mean(a, a) * len(b) * (len(b) - 1) + mean(b, b) * len(a) * (len(a) - 1)
+        return 2 * mean(a, b) * (len(a) - 1) * (len(b) - 1) - within
+
+    values = [value(chosen) for chosen in itertools.combinations(range(len(pooled)), n)]
+    return np.mean([v >= value(tuple(range(n))) for v in values])
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [([1, 1, 1, 0], [0, 0, 0, 1]), ([0, 1, 1, 3], [1, 2, 3, 3, 2]), ([5, 1, 2, 2, 7], [3, 3, 1, 9])]
+)
+@pytest.mark.parametrize(("unit", "shift"), [(1.0, 0.0), (0.1, 0.3), (1e-9, 0.0), (3e30, 0.0), (0.1, 1_000.0)])
+def test_permutations_that_tie_in_exact_arithmetic_tie_in_the_p_value(x, y, unit, shift):
+    expected = enumerated(x, y, lambda p, q: abs(p - q))
+    points = [unit * torch.tensor(v, dtype=torch.float64)[:, None] + shift for v in (x, y)]
+    found = permutation_test(*points, n_permutations=9_999).p_value
+    assert found == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 9_999))
+
+
+def test_mmd_ties_by_enumeration():
+    """Two values, so that the kernel's width does not matter: 34 of the 70 relabellings are no smaller."""
+    x, y = torch.tensor([[1.0], [1], [1], [0]]), torch.tensor([[0.0], [0], [0], [1]])
+    assert permutation_test(x, y, "mmd2", n_permutations=9_999).p_value == pytest.approx(34 / 70, abs=0.02)
+
+
+def test_far_points_give_finite_scores_or_an_error():
+    x, y = draw(100, 2, 0), draw(100, 2, 1)
+    x[0, 0] = 3e38
+    for statistic in ("energy_distance", "mmd2"):
+        found = permutation_test(x, y, statistic)
+        assert math.isfinite(found.statistic)
+        assert found.p_value > 0.005  # the tie of all permutations is no evidence
+    for metric in (emd, energy_distance, mmd2, sliced_wasserstein, course_nll):
+        assert math.isfinite(metric(x, y))
+        assert math.isfinite(metric(x.float(), y.float()))
+    assert all(map(math.isfinite, (*neighbourhood(x, y), *c2st(x, y, "fast"), *c2st(x, y))))
+    column = torch.full((100, 1), 3e38, dtype=torch.float64)  # the same number everywhere: nothing changes
+    both = [torch.cat([draw(100, 2, s), column], 1) for s in (2, 1)]
+    assert permutation_test(*both) == pytest.approx(permutation_test(both[0][:, :2], both[1][:, :2]), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-160])
+@pytest.mark.parametrize("metric", [*SYMMETRIC, neighbourhood, c2st, permutation_test], ids=lambda f: f.__name__)
+def test_coordinates_whose_squares_do_not_fit_are_an_error(metric, size):
+    with pytest.raises(ValueError, match=r"x reaches .*e[+-]160; distances need its square.*rescale both samples"):
+        metric(size * draw(20, 2, 0).sign(), draw(20, 2, 1))
+
+
+def test_a_score_that_overflows_is_an_error():
+    with pytest.raises(ArithmeticError, match="course NLL = inf"):
+        course_nll(draw(5, 2, 0), draw(5, 2, 1), tau=1e-310)
+
+
+def test_the_permutation_statistic_is_computed_in_double_precision():
+    x, y = draw(90, 2, 0), draw(120, 2, 1, 1.1)
+    x[0] = 1e5
+    for statistic in ("energy_distance", "mmd2"):
+        expected = getattr(metrics, statistic)(x, y)
+        assert permutation_test(x, y, statistic).statistic == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+UNITS = (1e-140, 1e-30, 1e-12, 1e-6, 1e6, 1e30)
+
+
+@pytest.mark.parametrize("c", UNITS)
+def test_scores_in_other_units(c, monkeypatch):
+    x, y = draw(80, 2, 0), draw(80, 2, 1, 1.4)
+    for metric in (emd, energy_distance, sliced_wasserstein, lambda a, b: sliced_wasserstein(a, b[:60])):
+        assert metric(c * x, c * y) == pytest.approx(c * metric(x, y), rel=1e-9)
+    assert mmd2(c * x, c * y) == pytest.approx(mmd2(x, y), rel=1e-9)
+    assert neighbourhood(c * x, c * y) == neighbourhood(x, y)
+    assert c2st(c * x, c * y) == pytest.approx(c2st(x, y), abs=1e-9)
+    for statistic in ("energy_distance", "mmd2"):
+        assert permutation_test(c * x, c * y, statistic).p_value == permutation_test(x, y, statistic).p_value
+    monkeypatch.setattr(distances, "_EMD_PAIRS", 0)
+    whole = emd(x, y)
+    assert emd(c * x, c * y) == pytest.approx(c * whole, rel=1e-9)
+
+
+def test_points_that_rounding_alone_tells_apart_do_not_set_the_bandwidth():
+    same = torch.tensor([[0.1 + 0.2], [0.3]], dtype=torch.float64)
+    x, y = torch.cat([same.repeat(20, 1), same + 1]), torch.cat([same.repeat(20, 1), same + 2])
+    exact = [z.round(decimals=9) for z in (x, y)]
+    assert distances.median_bandwidths(x, y) == pytest.approx(distances.median_bandwidths(*exact), rel=1e-9)
+    assert mmd2(x, y) == pytest.approx(mmd2(*exact), rel=1e-9)
+    with pytest.raises(ValueError, match="all points are the same"):
+        mmd2(same, same)
+    far = torch.tensor([[1e25]], dtype=torch.float64)  # hides no other distance
+    assert distances.median_bandwidths(torch.cat([x, far]), y) == pytest.approx(
+        distances.median_bandwidths(torch.cat([exact[0], 1000 + 0 * far]), exact[1])
+    )
+
+
+def test_course_nll_of_samples_far_apart():
+    one, other = torch.tensor([[20.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    expected = math.log(2 * math.pi * 0.1) + 400 / 0.4
+    assert course_nll(one, other) == pytest.approx(expected, rel=1e-12)
+    assert course_nll(one.repeat(3, 1), other.repeat(2, 1)) == pytest.approx(expected, rel=1e-12)
+    x, y = draw(50, 2, 0), draw(40, 2, 1)
+    assert 700 < course_nll(x + 20, y) < 2_000
+    assert course_nll(x + 1e9, y) == pytest.approx(2e18 / 0.4, rel=1e-6)
+
+
+def test_balls_hold_the_points_on_their_rims():
+    """A copy has (k + 1)/k real points a ball; on a lattice many distances tie, in any units and wherever it lies."""
+    x = draw(300, 3, 0)
+    for copy in (x, 0.1 * x, x + 7):
+        assert neighbourhood(copy, copy).density == 6 / 5
+    x, y = (torch.randint(0, 12, (n, 2), generator=torch.Generator().manual_seed(n)).double() for n in (90, 80))
+    exact = neighbourhood(x, y, 3)
+    square_y, square_x = ((np.round(cdist(z, z) ** 2)) for z in (y, x))
+    between = np.round(cdist(x, y) ** 2)
+    held = between <= np.sort(square_y)[:, 3]
+    assert exact.density == held.sum(1).mean() / 3
+    assert exact.recall == (np.sort(square_x)[:, 3] >= between.T).any(1).mean()
+    for unit, shift in ((0.1, 0.0), (0.1, 0.7), (1 / 3, 100.0)):
+        assert neighbourhood(unit * x + shift, unit * y + shift, 3) == exact
+
+
+@pytest.mark.parametrize("classifier", ["svm", "fast"])
+def test_the_order_of_the_points_is_no_evidence(classifier):
+    law = data.make("two_moons").standardised()
+    x, y = law.sample(400, 0), law.sample(1_600, 1)
+    for sample in (y[y[:, 0].argsort()], y[y[:, 0].argsort(descending=True)]):
+        assert c2st(x, sample, classifier).accuracy == pytest.approx(0.5, abs=0.06)
+        assert c2st(sample, x, classifier).accuracy == pytest.approx(0.5, abs=0.06)
+        assert c2st(sample, x, classifier, seed=1) != c2st(sample, x, classifier, seed=2)
+    assert c2st(sample, x, convention="two-moons-report").accuracy == pytest.approx(0.5, abs=0.06)
+
+
+def test_tests_of_many_seeds_each_have_real_points_of_their_own():
+    """Of a perfect sampler's p-values 5% lie below 0.05, also for one and the same set of generated points."""
+    law = data.make("two_moons").standardised()
+    p = [fresh_test(law.sample(60, 10_000 + seed), law, seed=seed, n_permutations=99).p_value for seed in range(200)]
+    assert stats.kstest(np.array(p) - np.random.default_rng(0).uniform(0, 0.01, 200), "uniform").pvalue > 0.01
+    drawn = [fresh_points(law, 5, seed) for seed in range(20)] + [law.sample(5, seed) for seed in range(20)]
+    assert len(torch.cat(drawn).unique(dim=0)) == 200  # no two streams share a point
+    assert torch.equal(fresh_points(law, 5, np.int64(3)), fresh_points(law, 5, 3))
+    assert float(torch.rand(1, generator=stream("a", 0))) != float(torch.rand(1, generator=stream("b", 0)))
+    x = law.sample(80, 3)
+    found = fresh_test(x, law, "mmd2", n=50, seed=4)
+    assert found.statistic != fresh_test(x, law, "mmd2", n=50, seed=5).statistic
+    assert found == fresh_test(x, law, "mmd2", n=50, seed=4)
+    with pytest.raises(ValueError, match="80 points, but the score compares 81"):
+        fresh_test(x, law, n=81)
+
+
+def test_calibration_never_compares_a_sample_with_itself():
+    law = data.make("two_moons").standardised()
+    for seed in range(4):
+        assert calibrate(emd, law.sample(60, seed), law, repeats=2).value > 0.01
+
+
+def test_floors_and_ceilings_that_rounding_alone_tells_apart_are_the_same():
+    with pytest.raises(ValueError, match="cannot tell noise from data"):
+        Calibration(0.1 + 0.2, 0.0, 0.3, 0.0).fraction_left(0.3)
+    with pytest.raises(ValueError, match=r"value, floor and ceiling are nan, 0\.0 and 1\.0"):
+        Calibration(0.0, 0.1, 1.0, 0.1).fraction_left(math.nan)
+    law = data.make("gaussian")
+    with pytest.raises(ValueError, match="3 of 3 values of the floor are NaN or infinite"):
+        floor_and_ceiling(lambda x, y: math.nan, law, 5, repeats=3)
 
 
 def test_permutation_finds_a_difference():

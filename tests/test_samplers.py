@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpmlab import data, networks, samplers, schedules
-from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
+from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser, Guided
 from ddpmlab.metrics import permutation_test
 from ddpmlab.samplers import SAMPLERS
 from ddpmlab.training import fit
@@ -233,10 +233,89 @@ def test_nfe_is_the_number_of_calls(name):
             self.calls += 1
             return super().forward(x_t, t)
 
-    for n_steps in (1, 2, 9):
-        counting, sampler = Counting(MIXTURE, CONTINUOUS["ve"]), samplers.make(name, n_steps=n_steps)
-        sampler.sample(counting, 10)
-        assert counting.calls == sampler.nfe(n_steps)
+    for schedule in (CONTINUOUS["ve"], schedules.make("linear", n_steps=9), schedules.make("linear").rescaled()):
+        for n_steps in (None, 1, 2, 9) if schedule.t_max > 1 else (1, 2, 9):
+            counting, sampler = Counting(MIXTURE, schedule), samplers.make(name, n_steps=n_steps)
+            sampler.sample(counting, 10)
+            assert counting.calls == sampler.nfe(schedule)
+
+
+def test_nfe_of_heun():
+    """Two a step but the last, which is Euler's, as is a first step from a terminal SNR of 0."""
+    heun = samplers.make("heun", n_steps=5)
+    assert heun.nfe(schedules.make("linear")) == 9
+    assert heun.nfe(schedules.make("linear").rescaled()) == 8
+
+
+class GaussianPictures(Denoising):
+    """Exact denoiser of N(mean_y, diag(var)) of any shape: D = mean + a var / (a^2 var + b^2) (x - a mean)."""
+
+    def __init__(self, mean, var, schedule, classes=None):
+        super().__init__()
+        self.mean, self.var, self.schedule, self.shape, self.classes = mean, var, schedule, mean.shape, classes
+        self.n_classes = 0 if classes is None else len(classes)
+        self.seen = []
+
+    def forward(self, x_t, t, label=None):
+        self.seen.append(label)
+        alpha, sigma = self.scales(x_t, t)
+        mean = self.mean if label is None else self.classes[label]
+        return mean + alpha * self.var / (alpha**2 * self.var + sigma**2) * (x_t - alpha * mean)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_pictures_are_sampled_like_their_pixels_in_a_row(name):
+    """`(n, 1, 4, 4)` agrees with `(n, 16)` to the bit: every state, with and without labels."""
+    mean, var, classes = noise(1, 1, 16)[0], noise(1, 2, 16)[0].square() + 0.1, noise(3, 3, 16)
+    schedule = schedules.make("vp_cosine")
+    flat = GaussianPictures(mean, var, schedule, classes)
+    pictures = GaussianPictures(*(a.view(1, 4, 4) for a in (mean, var)), schedule, classes.view(3, 1, 4, 4))
+    sampler = samplers.make(name, n_steps=7, **({"eta": 0.5} if name == "ddim" else {}))
+    for label in (None, 2, torch.tensor([0, 1, 2, 1, 0])):
+        for a, b in zip(sampler(flat, n=5, label=label), sampler(pictures, n=5, label=label), strict=True):
+            assert b.shape == (5, 1, 4, 4)
+            assert torch.equal(b.flatten(1), a)
+    many = {"seed": 3, "batch_size": 2, "label": torch.tensor([0, 1, 2, 1, 0])}
+    assert torch.equal(sampler.sample(pictures, 5, **many).flatten(1), sampler.sample(flat, 5, **many))
+
+
+def test_labels_reach_the_denoiser_point_by_point():
+    """Each class is a Gaussian of its own; every point ends at its class, in batches too, guided or not."""
+    classes = torch.tensor([-4.0, 0.0, 4.0], dtype=torch.float64)[:, None, None].expand(3, 2, 2)
+    denoiser = GaussianPictures(classes[1], torch.tensor(1e-4, dtype=torch.float64), CONTINUOUS["vp"], classes)
+    label = torch.arange(30) % 3
+    for model in (denoiser, Guided(denoiser, scale=1.0)):
+        x0 = samplers.make("dpmpp_2m", n_steps=9).sample(model, 30, batch_size=7, label=label)
+        assert (x0 - classes[label]).abs().max() < 0.5
+    samplers.make("ddim", n_steps=1).sample(denoiser, 4, label=1)
+    assert denoiser.seen[-1].tolist() == [1] * 4
+    samplers.make("ddim", n_steps=1).sample(denoiser, 4)
+    assert denoiser.seen[-1] is None
+    for wrong, message in (
+        (3.5, "need one class, or 4 of them"),
+        (torch.arange(3), r"shape \(3,\); need one class, or 4"),
+        (4, r"labels span \[4, 4\]; this denoiser has classes 0 to 2"),
+        (torch.tensor([0, 0, -1, 2]), r"labels span \[-1, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            samplers.make("ddim", n_steps=1).sample(denoiser, 4, label=wrong)
+
+
+def test_shape_dtype_and_device_of_fresh_noise():
+    class Shapeless(Denoising):
+        schedule = CONTINUOUS["vp"]
+
+        def forward(self, x_t, t):
+            return torch.zeros_like(x_t)
+
+    sampler = samplers.make("ddim", n_steps=2)
+    x0 = sampler.sample(Shapeless(), 3, shape=(1, 2, 2), dtype=torch.float32)
+    assert (x0.shape, x0.dtype) == ((3, 1, 2, 2), torch.float32)
+    with pytest.raises(ValueError, match="cannot tell the shape"):
+        sampler.sample(Shapeless(), 3)
+    expected = next(sampler(Shapeless(), n=3, shape=(2,), seed=8))
+    for seed in (torch.Generator().manual_seed(8), np.int64(8)):
+        assert torch.equal(next(sampler(Shapeless(), n=3, shape=(2,), seed=seed)), expected)
 
 
 def test_sampling_repeats_and_trajectories_are_what_is_kept():
@@ -255,7 +334,7 @@ def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name
     law = data.make(name).standardised()
     schedule = schedules.make("ve", sigma_min=2e-3, sigma_max=10.0, rho=4.0)
     sampler = samplers.make("dpmpp_2m", n_steps=64)
-    assert sampler.nfe(64) == 64
+    assert sampler.nfe(schedule) == 64
     x0 = sampler.sample(ExactDenoiser(law, schedule), 20_000, seed=1)
     assert permutation_test(x0, law.sample(20_000, 2), seed=3).p_value > 0.05
     assert permutation_test(noise(2_000, dim=law.dim), law.sample(2_000, 2)).p_value == 1 / 200
@@ -264,7 +343,7 @@ def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name
 def test_a_million_samples_of_a_default_model_hold_no_point_outside_6_sd():
     """The model of the README's example, at half its training."""
     law = data.make("two_moons").standardised()
-    denoiser = Denoiser(networks.make("mlp", dim=2), schedules.make("vp_cosine"), "v")
+    denoiser = Denoiser(networks.make("mlp", shape=(2,)), schedules.make("vp_cosine"), "v")
     fit(denoiser, law.split().train, 2_000)
     x0 = samplers.make("dpmpp_2m", n_steps=20).sample(denoiser, 1_000_000, batch_size=50_000)
     assert x0.shape == (1_000_000, 2)
@@ -288,7 +367,7 @@ def test_why_the_published_pipeline_diverges():
 
     def next_state(parameterisation, error):
         class Off(Denoising):
-            schedule, dim = exact.schedule, 2
+            schedule, shape = exact.schedule, (2,)
 
             def forward(self, x_t, t):
                 alpha, sigma = self.scales(x_t, t)
@@ -304,7 +383,7 @@ def test_why_the_published_pipeline_diverges():
     # and trained, with the same network and budget: points thrown out by the first step
     thrown = {}
     for parameterisation in ("epsilon", "v"):
-        network = networks.make("mlp", dim=2, hidden=(64, 64), activation="silu", time="sinusoidal", time_layers=2)
+        network = networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu", time="sinusoidal", time_layers=2)
         denoiser = Denoiser(network, schedule, parameterisation)
         fit(denoiser, law.split().train, 1_500, batch_size=512)
         states = samplers.make("ddpm")(denoiser, n=20_000, seed=0)

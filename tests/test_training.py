@@ -14,7 +14,9 @@ from ddpmlab.training import CheckpointError, NonFiniteLossError, fit
 
 
 def denoiser(hidden=(16, 16), dropout=0.0):
-    return Denoiser(networks.make("mlp", dim=3, hidden=hidden, dropout=dropout), schedules.make("linear", n_steps=50))
+    return Denoiser(
+        networks.make("mlp", shape=(3,), hidden=hidden, dropout=dropout), schedules.make("linear", n_steps=50)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +189,7 @@ def test_progress_bar_is_text(points, capsys):
 def test_log_normal_noise_levels_have_their_law(points, monkeypatch, times):
     seen, loss = [], Denoiser.loss
     monkeypatch.setattr(Denoiser, "loss", lambda self, x0, t, *rest: (seen.append(t), loss(self, x0, t, *rest))[1])
-    model = Denoiser(networks.make("mlp", dim=3, hidden=(4,)), schedules.make("ve"), "edm")
+    model = Denoiser(networks.make("mlp", shape=(3,), hidden=(4,)), schedules.make("ve"), "edm")
     fit(model, points, 40, batch_size=50, weighting="edm", times=times, log_normal=(-1.0, 1.3))
     levels = torch.stack([model.schedule.noise_level(t) for t in seen]).log()
     quantiles = torch.special.ndtr((levels + 1.0) / 1.3)

@@ -5,8 +5,17 @@ points against real points, the ceiling that of N(0, I) against real points, bot
 over repeats. The one figure that compares scores is the fraction of the way from data to noise that is left,
 
 .. math:: f = \frac{\text{value} - \text{floor}}{\text{ceiling} - \text{floor}} .
+
+A `Calibration` is floor and ceiling, a score with them is `Calibrated`, and `calibrate` makes one. Points are in
+standardised units throughout: N(0, I) is noise there.
+
+p-values of many samplers, or of many seeds, are independent only if each is tested against real points of its own:
+`fresh_test` draws them, from a stream of random numbers that depends on what it is for (`stream`), so that no two seeds
+and no two purposes share one.
 """
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ddpmlab.data.laws import Law
-from ddpmlab.metrics.distances import emd, energy_distance, mmd2
-from ddpmlab.metrics.two_sample import permutation_test
+from ddpmlab.metrics.distances import TIE, emd, energy_distance, mmd2
+from ddpmlab.metrics.two_sample import PermutationTest, permutation_test
 
 Metric = Callable[[Tensor, Tensor], float]
 DIVERGENT = 6.0
@@ -36,9 +45,14 @@ class Calibration:
         """Fraction of the noise-to-data distance left: 0 at the floor, 1 at the ceiling; negative below the floor.
 
         Raises:
-            ValueError: floor and ceiling coincide, so that the score cannot tell noise from data.
+            ValueError: floor and ceiling coincide (to rounding), so that the score cannot tell noise from data; or a
+                number is not finite.
         """
-        if self.ceiling_mean == self.floor_mean:
+        numbers = (value, self.floor_mean, self.ceiling_mean)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("value, floor and ceiling are {}, {} and {}; all must be finite".format(*numbers))
+        reach = max(abs(self.floor_mean), abs(self.ceiling_mean), self.floor_sd, self.ceiling_sd)
+        if abs(self.ceiling_mean - self.floor_mean) <= TIE * reach:
             raise ValueError(f"floor and ceiling are both {self.floor_mean:g}: this score cannot tell noise from data")
         return (value - self.floor_mean) / (self.ceiling_mean - self.floor_mean)
 
@@ -51,6 +65,48 @@ class Calibrated:
     calibration: Calibration
     fraction_left: float
     p_value: float | None
+
+
+def stream(purpose: str, seed: int) -> torch.Generator:
+    """Random numbers for one purpose and seed, by a hash of both.
+
+    Numbers that are added to a seed make streams meet where two such sums agree; hashes do not.
+    """
+    digest = hashlib.sha256(f"{purpose}|{int(seed)}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def fresh_points(law: Law, n: int, seed: int) -> Tensor:
+    """`n` real points `(n, d)` for the scores of one seed, of which no training, sampling or other seed has any."""
+    return law.sample(n, stream("fresh real points", seed))
+
+
+def fresh_test(
+    x: Tensor,
+    law: Law,
+    statistic: str = "energy_distance",
+    n: int | None = None,
+    n_permutations: int = 199,
+    seed: int = 0,
+) -> PermutationTest:
+    """Permutation test of generated points against as many fresh ones of the law, drawn for this seed alone.
+
+    So the tests of many seeds are independent, and of a perfect sampler 5% of them fall below 0.05.
+
+    Args:
+        x: generated points `(N, d)`.
+        law: what they should follow, in the same units.
+        statistic: `energy_distance` or `mmd2`.
+        n: points a side, drawn from x at random; all of them if omitted.
+        n_permutations: see `permutation_test`.
+        seed: of the run.
+
+    Raises:
+        ValueError: `n` exceeds the points there are, or see `permutation_test`.
+    """
+    x = draw(x, len(x) if n is None else n, stream("generated points to test", seed))
+    y = fresh_points(law, len(x), seed)
+    return permutation_test(x.to(y), y, statistic, n_permutations, seed)
 
 
 def emd_total(x: Tensor, y: Tensor) -> float:
@@ -95,7 +151,7 @@ def floor_and_ceiling(
         test: compare with draws from this set instead of fresh real points, as when values are.
 
     Raises:
-        ValueError: fewer than 2 repeats, or too small a test set.
+        ValueError: fewer than 2 repeats, too small a test set, or a score that is not finite.
     """
     if repeats < 2:
         raise ValueError(f"repeats = {repeats}; a standard deviation needs at least 2")
@@ -107,6 +163,12 @@ def floor_and_ceiling(
         floor.append(metric(x, y))
         ceiling.append(metric(torch.randn(x.shape, generator=generator, dtype=x.dtype), y))
     floor, ceiling = (torch.tensor(v, dtype=torch.float64) for v in (floor, ceiling))
+    for name, values in (("floor", floor), ("ceiling", ceiling)):
+        if not values.isfinite().all():
+            bad = int((~values.isfinite()).sum())
+            raise ValueError(
+                f"{bad} of {repeats} values of the {name} are NaN or infinite; the score fails on real points"
+            )
     return Calibration(*(float(v) for v in (floor.mean(), floor.std(), ceiling.mean(), ceiling.std())))
 
 
@@ -116,16 +178,15 @@ def calibrate(metric: Metric, x: Tensor, reference: Law | Tensor, repeats: int =
     Args:
         metric: a function of two samples, such as `metrics.energy_distance`.
         x: generated points `(n, d)`.
-        reference: the law, or a test set of at least 2n points.
+        reference: the law, or a test set of at least 2n points. Only a law gives fresh points for each seed.
         repeats: draws behind floor and ceiling.
         seed: of all draws.
 
     Raises:
-        ValueError: see `floor_and_ceiling`, and bad samples.
+        ValueError: see `floor_and_ceiling`, bad samples, or a value that is not finite.
     """
     calibration = floor_and_ceiling(metric, reference, len(x), repeats, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    y = _real_pair(reference, len(x), generator)[0]
+    y = _real_pair(reference, len(x), stream("fresh real points", seed))[0]
     value = metric(x.to(y), y)
-    tested = permutation_test(x, y, _PERMUTABLE[metric], seed=seed).p_value if metric in _PERMUTABLE else None
-    return Calibrated(value, calibration, calibration.fraction_left(value), tested)
+    p_value = permutation_test(x.to(y), y, _PERMUTABLE[metric], seed=seed).p_value if metric in _PERMUTABLE else None
+    return Calibrated(value, calibration, calibration.fraction_left(value), p_value)

@@ -1,7 +1,12 @@
 r"""Distances between two samples x `(n, d)` and y `(m, d)`: floats that tend to 0 for equal laws.
 
 Each runs on the device of its samples (EMD on the CPU) and none ever holds the matrix of all distances of large
-samples: sums over pairs go block by block. Where a report has a convention of its own it is asked for by name.
+samples: sums over pairs go block by block, in float64 whatever the samples' precision. Where a report has a convention
+of its own it is asked for by name.
+
+In other units, :math:`x, y \to cx, cy`: EMD, energy distance and sliced Wasserstein become c times as large, MMD,
+classifier tests and neighbourhood scores stay (their widths come from the data), and `course_nll` changes, as its
+width is fixed. Distances take squares, so coordinates must be 0 or reach between 1e-150 and 1e150.
 """
 
 import math
@@ -19,6 +24,12 @@ _EMD_ITERATIONS = 2_000_000_000
 _EMD_NEAREST, _EMD_MORE, _EMD_MOST = 16, 4, 24  # pairs of a point: at first, gained a round, kept
 _EMD_TOLERANCE, _EMD_GAP = 1e-9, 1e-6  # of the mean: what a pair may undercut its duals by; proven accuracy
 _BLOCK = 1_000_000  # pairs held at once: 8 MB stay in the cache, twice to four times as fast as 160 MB
+_LEAST, _LARGEST = 1e-150, 1e150  # coordinates whose squares float64 holds
+TIE = 1e-10
+"""Numbers that equal each other in exact arithmetic differ by rounding: they count as equal within this share of the
+scale of what they were computed from."""
+ROUNDING = 1e-14
+"""What rounding may add to a distance, as a share of it and of the coordinates that were subtracted."""
 _MEDIAN_POINTS = 10_000  # the median heuristic is exact up to this many pooled points, then a subsample's
 
 
@@ -26,7 +37,8 @@ def check_samples(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]
     """Return both samples as float64 after checking shapes, sizes and values.
 
     Raises:
-        ValueError: not two dimensions, different ones, fewer than `least` points, or NaN or infinity.
+        ValueError: not two dimensions, different ones, fewer than `least` points, NaN or infinity, or coordinates whose
+            squares float64 does not hold.
     """
     checked = []
     for name, sample in (("x", x), ("y", y)):
@@ -38,10 +50,28 @@ def check_samples(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]
         if not torch.isfinite(sample).all():
             bad = int((~torch.isfinite(sample)).any(1).sum())
             raise ValueError(f"{name} holds {bad} points with NaN or infinity; drop or count them first")
-        checked.append(sample.to(torch.float64))
+        sample = sample.to(torch.float64)
+        largest = float(sample.abs().max()) if sample.numel() else 0.0
+        if largest and not _LEAST <= largest <= _LARGEST:
+            raise ValueError(
+                f"{name} reaches {largest:g}; distances need its square, so the largest coordinate must be 0 or "
+                f"between {_LEAST:g} and {_LARGEST:g}: drop far points, or rescale both samples"
+            )
+        checked.append(sample)
     if checked[0].shape[1] != checked[1].shape[1]:
         raise ValueError(f"x has {checked[0].shape[1]} dimensions, y has {checked[1].shape[1]}; they must agree")
     return checked[0], checked[1]
+
+
+def finite(value: float, name: str) -> float:
+    """Return a score if it is a number.
+
+    Raises:
+        ArithmeticError: it is NaN or infinite, which no caller should take for an answer.
+    """
+    if not math.isfinite(value):
+        raise ArithmeticError(f"{name} = {value}: the samples' distances overflow float64; rescale or drop far points")
+    return value
 
 
 def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
@@ -57,6 +87,8 @@ def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
     of the longest distance, if that is more). Some 200 bytes for each of at most 48 pairs per point are held. It takes
     half as long as all pairs would between similar laws, and several times as long between very different ones.
 
+    In other units it becomes c times as large: costs reach the solver, whose constants are absolute, near 1.
+
     Raises:
         ValueError: unknown reduction, `total` with unequal sizes, or bad samples.
         RuntimeError: the solver stopped short of the optimum, or rounding leaves it unproven.
@@ -71,9 +103,11 @@ def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
         mean = _emd_by_columns(x, y)
     else:
         cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-        mean, log = ot.emd2([], [], cost, numItermax=_EMD_ITERATIONS, log=True)
+        unit = math.ldexp(1.0, math.frexp(float(cost.max()))[1])  # a power of 2 rounds nothing
+        mean, log = ot.emd2([], [], cost / unit, numItermax=_EMD_ITERATIONS, log=True)
         _check_optimal(log["result_code"], len(x), len(y))
-    return float(mean) * len(x) if reduction == "total" else float(mean)
+        mean *= unit
+    return finite(float(mean) * len(x) if reduction == "total" else float(mean), "EMD")
 
 
 def _check_optimal(code: int, n: int, m: int) -> None:
@@ -171,6 +205,14 @@ def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, torch.cdist(x[rows], y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def pair_blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the distances of a sample to itself from the diagonal on: `(block, n - rows.start)` at a time."""
+    size = max(1, _BLOCK // len(x))
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        yield rows, torch.cdist(x[rows], x[start:], compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def energy_distance(x: Tensor, y: Tensor, convention: str = "unbiased") -> float:
     r"""Energy distance (Székely & Rizzo 2013, eq. 1).
 
@@ -191,23 +233,33 @@ def energy_distance(x: Tensor, y: Tensor, convention: str = "unbiased") -> float
         total = sum(float(d.sum()) for _, d in distance_blocks(a, b))
         return total / (len(a) * (len(b) - (1 if same and unbiased else 0)))
 
-    value = 2 * mean(x, y, False) - mean(x, x, True) - mean(y, y, True)
+    value = finite(2 * mean(x, y, False) - mean(x, x, True) - mean(y, y, True), "energy distance")
     return math.sqrt(max(value, 0.0)) if convention == "two-moons-report" else value
 
 
 def median_bandwidths(x: Tensor, y: Tensor, n_scales: int = 5) -> list[float]:
     r"""Precisions :math:`\gamma_i = 2^i \cdot 2/\mathrm{med}`, i = -2..2, with the median squared distance of distinct
-    pooled points (Gretton et al. 2012, section 8, at several scales).
+    pooled points (Gretton et al. 2012, section 8, at several scales). Points that only rounding tells apart are one.
+
+    Raises:
+        ValueError: all points are the same.
     """
     pooled = torch.cat([x, y])
     if len(pooled) > _MEDIAN_POINTS:
         chosen = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))[:_MEDIAN_POINTS]
         pooled = pooled[chosen.to(pooled.device)]
-    squared = torch.nn.functional.pdist(pooled).square()
+    squared = torch.nn.functional.pdist(pooled).square_()
+    close = (squared <= (ROUNDING * pooled.abs().max() * pooled.shape[1] ** 0.5) ** 2).nonzero()[:, 0]
+    if len(close):  # for these the coordinates of the pair itself decide, so that one far point hides no distance
+        first = torch.arange(len(pooled), 0, -1, device=pooled.device).sub(1).cumsum(0)  # pairs of rows 0..i
+        i = torch.searchsorted(first, close, right=True)
+        j = close - first[i] + len(pooled)
+        own = ROUNDING * torch.maximum(pooled[i].norm(dim=1), pooled[j].norm(dim=1))
+        squared[close[squared[close] <= own.square()]] = 0
     squared = squared[squared > 0]
     if len(squared) == 0:
         raise ValueError("all points are the same; the median heuristic needs at least two different ones")
-    gamma = 1 / max(float(squared.median()) / 2, 1e-6)
+    gamma = 2 / float(squared.median())
     return [gamma * 2.0**i for i in range(-(n_scales // 2), n_scales // 2 + 1)]
 
 
@@ -226,8 +278,8 @@ def mmd2(x: Tensor, y: Tensor, convention: str = "unbiased") -> float:
     .. math:: E\,k(X, X') + E\,k(Y, Y') - 2E\,k(X, Y).
 
     `unbiased`: over pairs of distinct points, signed: about half of all values are negative when the laws are equal.
-    `biased`: all pairs. `two-moons-report`: :math:`\sqrt{\max(\mathrm{mmd}^2, 10^{-12})}` of the unbiased one, which
-    reads 0.000001 whenever it is negative.
+    `biased`: all pairs. `two-moons-report`: :math:`\sqrt{\max(\mathrm{mmd}^2, 0)}` of the unbiased one, as in that
+    report's code (its text has 0.000001 where the code gives 0). The same in any units, as the widths are the data's.
 
     Raises:
         ValueError: unknown convention or bad samples (see `check_samples`).
@@ -242,8 +294,8 @@ def mmd2(x: Tensor, y: Tensor, convention: str = "unbiased") -> float:
             return (total - len(a)) / (len(a) * (len(a) - 1))
         return total / (len(a) * len(b))
 
-    value = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
-    return math.sqrt(max(value, 1e-12)) if convention == "two-moons-report" else value
+    value = finite(mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False), "MMD")
+    return math.sqrt(max(value, 0.0)) if convention == "two-moons-report" else value
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 256, seed: int = 0) -> float:
@@ -276,7 +328,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 256, seed: int
         sorted_x, sorted_y = ((z @ part).T.contiguous().sort().values for z in (x, y))
         return float((sorted_x - sorted_y).abs().mean())
 
-    return sum(mean(part) * part.shape[1] for part in directions.split(size, 1)) / n_projections
+    total = sum(mean(part) * part.shape[1] for part in directions.split(size, 1))
+    return finite(total / n_projections, "sliced Wasserstein distance")
 
 
 def course_nll(x: Tensor, y: Tensor, tau: float = 0.1) -> float:
@@ -286,7 +339,8 @@ def course_nll(x: Tensor, y: Tensor, tau: float = 0.1) -> float:
 
     The logarithm of a mean density, not the mean of a log density; and the exponent is that of variance
     :math:`2\tau` while the constant is that of variance :math:`\tau`. Reported as defined; the real one is in
-    `likelihood`.
+    `likelihood`. The width is one of standardised units and does not follow the data's. Finite however far apart the
+    samples are: the mean is taken in the logarithm.
 
     Raises:
         ValueError: `tau` is not positive, or bad samples (see `check_samples`).
@@ -294,5 +348,6 @@ def course_nll(x: Tensor, y: Tensor, tau: float = 0.1) -> float:
     if tau <= 0:
         raise ValueError(f"tau = {tau}; need a positive width")
     x, y = check_samples(x, y, least=1)
-    total = sum(float((-d.square() / (4 * tau)).exp().sum()) for _, d in distance_blocks(x, y))
-    return 0.5 * x.shape[1] * math.log(2 * math.pi * tau) - math.log(total / (len(x) * len(y)))
+    blocks = [d.square_().div_(-4 * tau).flatten().logsumexp(0) for _, d in distance_blocks(x, y)]
+    log_mean = float(torch.stack(blocks).logsumexp(0)) - math.log(len(x) * len(y))
+    return finite(0.5 * x.shape[1] * math.log(2 * math.pi * tau) - log_mean, "course NLL")

@@ -2,7 +2,8 @@ r"""Two-sample tests: can generated points be told from real ones?
 
 A classifier two-sample test (Lopez-Paz & Oquab 2017) trains a classifier on one part of the points and scores it on the
 rest: accuracy and AUC of 1/2 mean that nothing was found. A permutation test compares a statistic with its values when
-the labels are shuffled, which is exact whatever the statistic.
+the labels are shuffled, which is exact whatever the statistic: for *one* test. Several samplers, or several seeds of
+one, need fresh real points each (`calibration.fresh_test`): p-values against the same points share those points' luck.
 """
 
 from typing import NamedTuple
@@ -19,9 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
-from ddpmlab.metrics.distances import check_samples, distance_blocks, kernel, median_bandwidths
+from ddpmlab.metrics.distances import ROUNDING, TIE, check_samples, finite, kernel, median_bandwidths, pair_blocks
 
 CLASSIFIERS = ("svm", "fast")
+_CUT_SEED = 4_000_037
 C2ST_CONVENTIONS = ("pooled", "two-moons-report")
 
 
@@ -65,6 +67,16 @@ def c2st_folds(
     return folds
 
 
+def _equal_sizes(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Both samples at the smaller one's size: of the larger one points drawn at random, the smaller one as it is."""
+    n = min(len(x), len(y))
+    generator = torch.Generator().manual_seed(seed + _CUT_SEED)
+    return tuple(
+        sample if len(sample) == n else sample[torch.randperm(len(sample), generator=generator)[:n].to(sample.device)]
+        for sample in (x, y)
+    )
+
+
 def c2st(
     x: Tensor,
     y: Tensor,
@@ -76,11 +88,12 @@ def c2st(
     r"""Classifier two-sample test by cross-validation.
 
     Args:
-        x, y: generated and real points; the larger sample is cut to the smaller one's size.
+        x, y: generated and real points; of the larger sample as many as the smaller one has are drawn at random, so
+            that the order of its points does not matter.
         classifier: `svm` (RBF kernel, C = 1, as the two-moons report) or `fast` (logistic regression on 200 Nystroem
             features of an RBF kernel; linear in n).
         n_folds: folds.
-        seed: of the folds; must have nothing to do with the data's.
+        seed: of the folds, and of the draw; must have nothing to do with the data's.
         convention: `pooled`: mean accuracy of the folds, AUC likewise. `two-moons-report`: 5 folds, 3 repeats, seed 42,
             and in place of the AUC the mean of :math:`2|\mathrm{AUC} - 1/2|` over folds.
 
@@ -92,11 +105,11 @@ def c2st(
     if n_folds < 2:
         raise ValueError(f"n_folds = {n_folds}; cross-validation needs at least 2")
     x, y = check_samples(x, y, least=n_folds)
-    n = min(len(x), len(y))
+    x, y = _equal_sizes(x, y, seed)
     if convention == "two-moons-report":
-        folds = c2st_folds(x[:n], y[:n], "svm", n_folds=5, n_repeats=3, seed=42)
+        folds = c2st_folds(x, y, "svm", n_folds=5, n_repeats=3, seed=42)
         return C2ST(float(np.mean([f[2] for f in folds])), float(np.mean([2 * abs(f[3] - 0.5) for f in folds])))
-    folds = c2st_folds(x[:n], y[:n], classifier, n_folds, seed=seed)
+    folds = c2st_folds(x, y, classifier, n_folds, seed=seed)
     return C2ST(float(np.mean([f[2] for f in folds])), float(np.mean([f[3] for f in folds])))
 
 
@@ -117,7 +130,11 @@ def permutation_test(
 
     All permutations share one pass over the distances of the pooled points: with s = 1 on the first sample, the sums
     within and between are quadratic forms of s. The p-value is :math:`(1 + \#\{T_\pi \ge T\})/(1 + B)`, exact under
-    the null whatever n.
+    the null whatever n. Everything is float64, and :math:`T_\pi` counts as no smaller than T within rounding, 1e-10 of
+    the mean distance (or kernel): permutations that tie in exact arithmetic, frequent where points repeat, then tie
+    here. One far point can thus make all permutations tie, and p = 1: count such points on their own.
+
+    In other units the energy distance scales; both p-values stay.
 
     Args:
         x, y: samples `(n, d)` and `(m, d)`.
@@ -135,31 +152,30 @@ def permutation_test(
     x, y = check_samples(x, y)
     pooled, n, m = torch.cat([x, y]), len(x), len(y)
     generator = torch.Generator().manual_seed(seed)
-    first = torch.zeros(n + m, n_permutations + 1, dtype=torch.float32)
+    first = torch.zeros(n + m, n_permutations + 1, dtype=torch.float64)
     first[:n, 0] = 1
     for b in range(1, n_permutations + 1):
         first[torch.randperm(n + m, generator=generator)[:n], b] = 1
     first = first.to(pooled.device)
     gammas = median_bandwidths(x, y) if statistic == "mmd2" else []
-    centre = 0.0  # subtracting a constant leaves the statistic as it is and keeps float32 products exact enough
     within_x = torch.zeros(n_permutations + 1, dtype=torch.float64, device=pooled.device)
-    to_x, total = within_x.clone(), 0.0
-    for rows, distance in distance_blocks(pooled, pooled):
+    of_point = torch.zeros(n + m, dtype=torch.float64, device=pooled.device)  # its sum over all others
+    for rows, distance in pair_blocks(pooled):
         value = kernel(distance, gammas).neg_() if gammas else distance
-        if rows.start == 0:
-            centre = float(value.mean())
-        value = value - centre
-        index = torch.arange(rows.start, rows.stop, device=pooled.device)
-        value[index - rows.start, index] = 0.0  # no point with itself
-        sums = value.float() @ first  # (block, B + 1): each row's sum over the first sample
-        within_x += (sums * first[rows]).sum(0, dtype=torch.float64)
-        to_x += sums.sum(0, dtype=torch.float64)
-        total += float(value.sum())
+        size = rows.stop - rows.start
+        value[:, :size].fill_diagonal_(0.0)  # no point with itself
+        value[:, :size] /= 2  # pairs within the block stand in it twice, the others once
+        sums = value @ first[rows.start :]  # (block, B + 1): each row's sum over the first sample
+        within_x += 2 * (sums * first[rows]).sum(0)
+        of_point[rows] += value.sum(1)
+        of_point[rows.start :] += value.sum(0)
+    to_x, total = of_point @ first, of_point.sum()
     between = to_x - within_x
     within_y = total - within_x - 2 * between
     values = 2 * between / (n * m) - within_x / (n * (n - 1)) - within_y / (m * (m - 1))
-    observed = float(values[0])
-    return PermutationTest(observed, float(1 + (values[1:] >= values[0]).sum()) / (1 + n_permutations))
+    observed = finite(float(values[0]), statistic)
+    least = observed - TIE * abs(float(total)) / ((n + m) * (n + m - 1))
+    return PermutationTest(observed, float(1 + (values[1:] >= least).sum()) / (1 + n_permutations))
 
 
 class Neighbourhood(NamedTuple):
@@ -174,9 +190,13 @@ class Neighbourhood(NamedTuple):
 def neighbourhood(x: Tensor, y: Tensor, k: int = 5) -> Neighbourhood:
     r"""Precision and recall (Kynkäänniemi et al. 2019, eq. 2), density and coverage (Naeem et al. 2020, eqs. 4, 6).
 
-    Each point's ball holds its k nearest neighbours in its own sample. Precision is the share of generated x in some
-    real ball, recall the share of real y in some generated ball, density the mean number of real balls that hold a
-    generated point, over k, coverage the share of real balls that hold a generated point.
+    Each point's ball holds its k nearest neighbours in its own sample, the farthest of them on its rim. Precision is
+    the share of generated x in some real ball, recall the share of real y in some generated ball, density the mean
+    number of real balls that hold a generated point, over k, coverage the share of real balls that hold a generated
+    point.
+
+    Points on a rim are held, rounding forgiven: a sampler that copies its n points has density (k + 1)/k. The same in
+    any units.
 
     Raises:
         ValueError: `k` below 1 or not below both sizes, or bad samples.
@@ -186,7 +206,12 @@ def neighbourhood(x: Tensor, y: Tensor, k: int = 5) -> Neighbourhood:
         raise ValueError(f"k = {k}; need 1 <= k < {min(len(x), len(y))}, the smaller sample's size")
     x, y = x.cpu().numpy(), y.cpu().numpy()
     tree_x, tree_y = KDTree(x), KDTree(y)
-    radius_x, radius_y = (tree.query(points, k + 1)[0][:, k] for tree, points in ((tree_x, x), (tree_y, y)))
+
+    def radii(tree, points):
+        radius = tree.query(points, k + 1)[0][:, k]
+        return radius + ROUNDING * (radius + np.linalg.norm(points, axis=1))
+
+    radius_x, radius_y = radii(tree_x, x), radii(tree_y, y)
 
     def held(tree, n_points, centres, radius):
         """How many balls hold each point of the tree, and how many points each ball holds."""

@@ -1,7 +1,8 @@
-"""Backbones: networks of a scaled point and a conditioning number per point (`mlp`)."""
+"""Backbones: networks of a scaled point, a conditioning number and a class per point (`mlp`)."""
 
-from ddpmlab.networks.mlp import MLP, NETWORKS, ResidualMLP
+from ddpmlab.networks.base import NETWORKS, flop
+from ddpmlab.networks.mlp import MLP, ResidualMLP
 
 make = NETWORKS.make
 
-__all__ = ["MLP", "NETWORKS", "ResidualMLP", "make"]
+__all__ = ["MLP", "NETWORKS", "ResidualMLP", "flop", "make"]

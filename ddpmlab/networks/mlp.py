@@ -1,8 +1,8 @@
-r"""Multilayer perceptrons for point clouds.
+r"""Multilayer perceptrons over points of any shape, flattened.
 
-A network maps a scaled point and a conditioning number c (t/T, or :math:`\frac14\ln\sigma/\alpha`) to a vector of the
-point's size. c enters as it is (`scalar`), through sines and cosines at fixed geometric frequencies (`sinusoidal`,
-Vaswani et al. 2017, section 3.5, of 1000 c) or at random ones (`fourier`, Tancik et al. 2020, eq. 5).
+A network maps a scaled point and a conditioning number c (t/T, or :math:`\frac14\ln\sigma/\alpha`) to an output of the
+point's shape. c enters as it is (`scalar`), through sines and cosines at fixed geometric frequencies (`sinusoidal`,
+Vaswani et al. 2017, section 3.5, of 1000 c), at random ones (`fourier`, Tancik et al. 2020, eq. 5), or not (`none`).
 """
 
 import itertools
@@ -12,82 +12,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpmlab.registry import Registry
-
-NETWORKS = Registry("network")
-
-
-class Fourier(nn.Module):
-    r"""Random Fourier features :math:`[\cos 2\pi f x, \sin 2\pi f x]`, `(n, dim)` -> `(n, n_features)`.
-
-    Args:
-        dim: size of the input.
-        n_features: size of the output, even.
-        scale: standard deviation of the fixed frequencies `f`, in cycles per unit.
-        seed: seed of the frequencies.
-    """
-
-    def __init__(self, dim: int, n_features: int, scale: float, seed: int = 0):
-        super().__init__()
-        if n_features < 2 or n_features % 2:
-            raise ValueError(f"n_features = {n_features}; need an even number, at least 2")
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("frequency", scale * torch.randn(dim, n_features // 2, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        phase = 2 * math.pi * (x @ self.frequency)
-        return torch.cat([phase.cos(), phase.sin()], 1)
-
-
-class Sinusoidal(nn.Module):
-    """Sinusoidal features of 1000 c at wavelengths from 2 pi to 2 pi 10,000, `(n, 1)` -> `(n, n_features)`."""
-
-    def __init__(self, n_features: int):
-        super().__init__()
-        if n_features < 2 or n_features % 2:
-            raise ValueError(f"n_features = {n_features}; need an even number, at least 2")
-        half = n_features // 2
-        self.register_buffer("frequency", torch.exp(-math.log(10_000) * torch.arange(half) / half))
-
-    def forward(self, c: Tensor) -> Tensor:
-        phase = 1_000 * c * self.frequency
-        return torch.cat([phase.sin(), phase.cos()], 1)
-
-
-TIME_EMBEDDINGS = ("scalar", "sinusoidal", "fourier")
-
-
-def _time_embedding(kind: str, n_features: int) -> tuple[nn.Module, int]:
-    if kind == "scalar":
-        return nn.Identity(), 1
-    if kind == "sinusoidal":
-        return Sinusoidal(n_features), n_features
-    if kind == "fourier":
-        return Fourier(1, n_features, scale=1.0, seed=1), n_features
-    raise ValueError(f"unknown time embedding {kind!r}; choose one of: {', '.join(TIME_EMBEDDINGS)}")
-
-
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-
-
-def _activation(name: str) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; choose one of: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+from ddpmlab.networks.base import NETWORKS, Fourier, checked_label, checked_shape, make_activation, time_embedding
 
 
 class _Embedded(nn.Module):
     """Input features shared by the backbones: the point, its Fourier features, the time, a class."""
 
-    def __init__(self, dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes):
+    def __init__(self, shape, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes):
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim = {dim}; a point has at least 1 coordinate")
-        self.dim, self.n_classes = dim, n_classes
-        embedding, n_time = _time_embedding(time, time_features)
+        self.shape, self.n_classes = checked_shape(shape), n_classes
+        self.dim = dim = math.prod(self.shape)
+        embedding, n_time = time_embedding(time, time_features)
+        if n_time == 0 and time_layers:
+            raise ValueError(f"time_layers = {time_layers} over time = {time!r}; a network without the time has none")
         layers = []
         for _ in range(time_layers):
-            layers += [nn.Linear(n_time, time_features), _activation(activation)]
+            layers += [nn.Linear(n_time, time_features), make_activation(activation)]
             n_time = time_features
         self.time = nn.Sequential(embedding, *layers[:-1])
         self.fourier = Fourier(dim, fourier_features, fourier_scale) if fourier_features else None
@@ -96,12 +36,11 @@ class _Embedded(nn.Module):
         self.n_features = dim + fourier_features + n_time + (time_features if n_classes else 0)
 
     def embed(self, x: Tensor, c: Tensor, label: Tensor | None) -> Tensor:
+        x = x.flatten(1)
         parts = [x, *([self.fourier(x)] if self.fourier is not None else []), self.time(c[:, None])]
-        if self.classes is not None:
-            label = torch.full((len(x),), self.n_classes, device=x.device) if label is None else label
+        label = checked_label(label, len(x), self.n_classes, x.device)
+        if label is not None:
             parts.append(self.classes(label))
-        elif label is not None:
-            raise ValueError("this network has no classes; build it with n_classes to pass a label")
         return torch.cat(parts, 1)
 
 
@@ -114,21 +53,22 @@ class MLP(_Embedded):
     report's networks of 34K and 50K parameters.
 
     Args:
-        dim: size of a point.
+        shape: shape of a point, such as `(3,)`.
         hidden: widths of the hidden layers.
         activation: `relu`, `silu` or `gelu`.
         dropout: probability after each hidden layer.
-        time: `scalar`, `sinusoidal` or `fourier`.
+        time: `scalar`, `sinusoidal`, `fourier`, or `none` for a network that is not told the time.
         time_features: size of a non-scalar time embedding.
         time_layers: linear layers of that size on top of the embedding, with activations between.
         fourier_features: random Fourier features of the point to append; 0 for none.
         fourier_scale: their frequency scale.
         n_classes: classes of a conditional network; 0 for none.
+        output_activation: an activation behind the last layer too, as in the homework's text; none if omitted.
     """
 
     def __init__(
         self,
-        dim: int,
+        shape: Sequence[int],
         hidden: Sequence[int] = (64, 128, 128),
         activation: str = "relu",
         dropout: float = 0.0,
@@ -138,19 +78,23 @@ class MLP(_Embedded):
         fourier_features: int = 0,
         fourier_scale: float = 1.0,
         n_classes: int = 0,
+        output_activation: str | None = None,
     ):
-        super().__init__(dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes)
+        super().__init__(
+            shape, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes
+        )
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden = {tuple(hidden)}; need at least one positive width")
         widths, layers = (self.n_features, *hidden), []
         for n_in, n_out in itertools.pairwise(widths):
-            layers += [nn.Linear(n_in, n_out), _activation(activation)]
+            layers += [nn.Linear(n_in, n_out), make_activation(activation)]
             layers += [nn.Dropout(dropout)] if dropout else []
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+        last = [] if output_activation is None else [make_activation(output_activation)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.dim), *last)
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
-        """Map points `(n, dim)` and conditioning numbers `(n,)` to `(n, dim)`."""
-        return self.layers(self.embed(x, c, label))
+        """Map points `(n, *shape)` and conditioning numbers `(n,)` to `(n, *shape)`."""
+        return self.layers(self.embed(x, c, label)).view_as(x)
 
 
 class _Block(nn.Module):
@@ -158,11 +102,12 @@ class _Block(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
-        self.condition = nn.Linear(n_condition, width)
-        self.activation, self.dropout = _activation(activation), nn.Dropout(dropout)
+        self.condition = nn.Linear(n_condition, width) if n_condition else None
+        self.activation, self.dropout = make_activation(activation), nn.Dropout(dropout)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        inner = self.layers[0](self.activation(self.norms[0](h) + self.condition(condition)))
+        told = self.norms[0](h) if self.condition is None else self.norms[0](h) + self.condition(condition)
+        inner = self.layers[0](self.activation(told))
         return h + self.layers[1](self.activation(self.norms[1](self.dropout(inner))))
 
 
@@ -176,7 +121,7 @@ class ResidualMLP(_Embedded):
     134K parameters.
 
     Args:
-        dim: size of a point.
+        shape: shape of a point, such as `(3,)`.
         width: width of the residual stream and of each block.
         n_blocks: number of blocks.
 
@@ -185,7 +130,7 @@ class ResidualMLP(_Embedded):
 
     def __init__(
         self,
-        dim: int,
+        shape: Sequence[int],
         width: int = 128,
         n_blocks: int = 3,
         activation: str = "silu",
@@ -197,19 +142,21 @@ class ResidualMLP(_Embedded):
         fourier_scale: float = 1.0,
         n_classes: int = 0,
     ):
-        super().__init__(dim, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes)
+        super().__init__(
+            shape, activation, time, time_features, time_layers, fourier_features, fourier_scale, n_classes
+        )
         if width < 1 or n_blocks < 1:
             raise ValueError(f"width = {width}, n_blocks = {n_blocks}; both must be positive")
-        self.n_point = dim + fourier_features
+        self.n_point = self.dim + fourier_features
         n_condition = self.n_features - self.n_point
         self.inlet = nn.Linear(self.n_point, width)
         self.blocks = nn.ModuleList(_Block(width, n_condition, activation, dropout) for _ in range(n_blocks))
-        self.outlet = nn.Sequential(nn.LayerNorm(width), _activation(activation), nn.Linear(width, dim))
+        self.outlet = nn.Sequential(nn.LayerNorm(width), make_activation(activation), nn.Linear(width, self.dim))
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
-        """Map points `(n, dim)` and conditioning numbers `(n,)` to `(n, dim)`."""
+        """Map points `(n, *shape)` and conditioning numbers `(n,)` to `(n, *shape)`."""
         point, condition = self.embed(x, c, label).tensor_split([self.n_point], 1)
         h = self.inlet(point)
         for block in self.blocks:
             h = block(h, condition)
-        return self.outlet(h)
+        return self.outlet(h).view_as(x)

@@ -9,7 +9,7 @@ from typing import Any
 class Registry(Mapping):
     """A read-only mapping from names to factories of one kind of thing.
 
-    Beside the names that are registered it resolves `module:name`, a part of the user's own that any process can import.
+    Beside the names that are registered it resolves `module:name`, a part of the user's own that can be imported.
 
     Args:
         kind: what the names stand for, as it should read in an error message.
@@ -31,7 +31,7 @@ class Registry(Mapping):
             ValueError: the name is taken by another definition, or holds a colon.
         """
         if ":" in name:
-            raise ValueError(f"{self.kind} {name!r} holds a colon, which stands between module and name; choose another")
+            raise ValueError(f"{self.kind} {name!r} holds a colon, which parts module and name; choose another")
 
         def enter(factory):
             old = self._factories.get(name)
@@ -107,7 +107,7 @@ def _place(factory: Any) -> tuple[str, str]:
 
 
 def defined_interactively() -> list[tuple[str, str, Any]]:
-    """Registered parts that another process cannot import, as `(kind, name, factory)`: those of a notebook or script."""
+    """Registered parts that another process cannot import, those of a notebook or script: `(kind, name, factory)`."""
     return [
         (kind, name, factory)
         for kind, registry in Registry._all.items()

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from ddpmlab.experiment import COLUMNS
 
 from ddpmlab import batch, report
 from ddpmlab.cli import main
-from ddpmlab.experiment import COLUMNS
 
 PARAMETERS = nbformat.v4.new_code_cell(
     'profile = "quick"\nx = 1\nresults = "results"', metadata={"tags": ["parameters"]}

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from ddpmlab import experiment, limits, recipes
 from ddpmlab.experiment import (
     COLUMNS,
     DamagedCacheWarning,
@@ -26,6 +24,8 @@ from ddpmlab.experiment import (
 )
 from ddpmlab.limits import exact_limit
 from ddpmlab.workers import pool
+
+from ddpmlab import experiment, limits, recipes
 
 SMALL = Experiment(
     "helix",

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+from ddpmlab.experiment import Experiment, Training, sample_scores
+from ddpmlab.limits import EXACT, PERFECT, exact_limit, law_limit
 from sklearn.datasets import make_moons
 
 from ddpmlab import data, metrics
-from ddpmlab.experiment import Experiment, Training, sample_scores
-from ddpmlab.limits import EXACT, PERFECT, exact_limit, law_limit
 from ddpmlab.metrics import moons
 
 LAW = data.make("two_moons").standardised()

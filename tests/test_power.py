@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ddpmlab.experiment import remembered
+from ddpmlab.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
 from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from ddpmlab import data, power
-from ddpmlab.experiment import remembered
-from ddpmlab.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
 
 LAW = data.make("two_moons")
 

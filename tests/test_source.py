@@ -19,7 +19,9 @@ CONFIG = Experiment(
 
 def keys(config=CONFIG):
     return [
-        stages.train_key(config), stages.sample_key(config), *(stages.score_key(config, None, m) for m in config.metrics)
+        stages.train_key(config),
+        stages.sample_key(config),
+        *(stages.score_key(config, None, m) for m in config.metrics),
     ]  # fmt: skip
 
 
@@ -106,7 +108,8 @@ def test_edited_code_of_the_users_own_counts_and_its_comments_do_not(module):
 def test_a_class_typed_into_a_notebook_counts_by_its_bytecode():
     def typed(body):
         space = {"__name__": "__main__"}
-        exec(f"from ddpmlab.networks import MLP\nclass Net(MLP):\n    def forward(self, x, c, label=None):\n        {body}", space)
+        code = "from ddpmlab.networks import MLP\nclass Net(MLP):\n    def forward(self, x, c, label=None):\n        "
+        exec(code + body, space)
         return code_hash(space["Net"])
 
     assert typed("return x") == typed("return x")

@@ -17,7 +17,11 @@ from ddpmlab.lab import store as stores
 
 
 def plan(
-    project: Project, names: Sequence[str], profile: str, overrides: Mapping[str, Any] | None = None, force: bool = False
+    project: Project,
+    names: Sequence[str],
+    profile: str,
+    overrides: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """The studies that are to run, with their parameters: those that are not fresh, or all with `force` or overrides.
 

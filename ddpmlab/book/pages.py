@@ -117,9 +117,7 @@ class Project:
         chosen |= overrides or {}
         unknown = sorted(set(chosen) - set(known))
         if unknown:
-            raise ValueError(
-                f"{study}.ipynb has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}"
-            )
+            raise ValueError(f"{study}.ipynb has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
         for name, value in chosen.items():
             default = known[name]
             number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ddpmlab.files import atomic
 from ddpmlab.lab.runner import COLUMNS
 from ddpmlab.lab.source import package_hash, versions
 from ddpmlab.lab.stages import device_name
-from ddpmlab.files import atomic
 
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
 VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")

@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpmlab.data.laws import TwoMoons
+from ddpmlab.lab.runner import pool
 from ddpmlab.metrics import distances, two_sample
 from ddpmlab.metrics.calibration import DIVERGENT
-from ddpmlab.lab.runner import pool
 
 _LAW = TwoMoons()
 _THICK = TwoMoons()

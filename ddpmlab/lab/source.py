@@ -107,7 +107,9 @@ def _bytecode(value: Any) -> list[str]:
     if isinstance(value, type):
         skipped = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__"}
         return [f"{k}:{line}" for k, v in sorted(vars(value).items()) if k not in skipped for line in _bytecode(v)]
-    return [repr(value)[:200] if isinstance(value, int | float | str | tuple | bool | type(None)) else type(value).__name__]
+    return [
+        repr(value)[:200] if isinstance(value, int | float | str | tuple | bool | type(None)) else type(value).__name__
+    ]
 
 
 def _references(statements: list[ast.stmt]) -> set[tuple[str, ...]]:
@@ -218,9 +220,12 @@ def code_hash(value: Any) -> str:
     """
     owner = value if isinstance(value, type | types.FunctionType) else type(value)
     file = inspect.getfile(owner) if owner.__module__ != "__main__" else ""
-    foreign = not file.startswith(_PACKAGE) or any(
-        getattr(v, "__module__", "").split(".")[0] != "ddpmlab" for v in vars(value).values() if callable(v)
-    ) if not isinstance(value, type | types.FunctionType) else not file.startswith(_PACKAGE)
+    foreign = (
+        not file.startswith(_PACKAGE)
+        or any(getattr(v, "__module__", "").split(".")[0] != "ddpmlab" for v in vars(value).values() if callable(v))
+        if not isinstance(value, type | types.FunctionType)
+        else not file.startswith(_PACKAGE)
+    )
     return _digest(value) if foreign else _remembered(value)
 
 

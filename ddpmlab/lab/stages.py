@@ -176,14 +176,11 @@ def _sample(config: Experiment, denoiser: Denoising | None) -> tuple[Tensor, dic
     seed = config.seed + (SAMPLING_SEED if config.denoiser == "network" else 0)
     options: dict[str, Any] = {} if len(config.data.shape) == 1 else {"batch_size": 500}
     if config.guidance is not None:
-        label = torch.arange(config.n_samples) % denoiser.network.n_classes
-        options["label"] = label
-        if config.guidance != 1:
-            denoiser, options = Guided(denoiser, label, config.guidance), {**options, "label": None}
+        options["label"] = torch.arange(config.n_samples) % denoiser.n_classes
+        denoiser = Guided(denoiser, scale=config.guidance)
     points = sampler.sample(denoiser, config.n_samples, seed=seed, **options)
     seconds = perf_counter() - start
-    n_steps = len(denoiser.schedule.times(sampler.n_steps, sampler.spacing)) - 1
-    return points, {"seconds_sample": seconds, "nfe": sampler.nfe(n_steps)}
+    return points, {"seconds_sample": seconds, "nfe": sampler.nfe(denoiser.schedule)}
 
 
 def sample(config: Experiment, step: int | None = None, store: Store | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -291,10 +288,15 @@ def truth(dataset: str | Part, schedule: str | Part, store: Store | None = None)
     return likelihood.Truth(**entry.tensors)
 
 
+def _table_key(function: Callable[..., pd.DataFrame], arguments: dict[str, Any]) -> str:
+    named = [function.__module__, function.__qualname__]
+    return _hash(["table", *named, arguments, code_hash(function), versions(*_SCORING)])
+
+
 def remembered(function: Callable[..., pd.DataFrame], store: Store | None = None, **arguments) -> pd.DataFrame:
     """A table that a function computes from plain arguments, from the store if the same code computed it before."""
     store = store or stores.default()
-    key = _hash(["table", function.__module__, function.__qualname__, arguments, code_hash(function), versions(*_SCORING)])
+    key = _table_key(function, arguments)
     entry = store.get("table", key)
     if entry is None:
         start = perf_counter()
@@ -332,7 +334,7 @@ def key_of(made: list) -> str | None:
 
             module, _, name = made[1].partition(":")
             function = getattr(import_module(module), name)
-            return _hash(["table", module, name, made[2], code_hash(function), versions(*_SCORING)])
+            return _table_key(function, made[2])
     except (ValueError, TypeError, AttributeError, ImportError, KeyError):
         return None
     return None

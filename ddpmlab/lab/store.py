@@ -176,7 +176,7 @@ class Store:
             self._fs.rm_file(self.path(kind, key))
 
     def checkpoint(self, key: str) -> Path:
-        """Where a training that is under way keeps its state: beside the entries of a folder, else in the user's cache."""
+        """Where a training that is under way keeps its state: in the store's folder, else in the user's cache."""
         root = Path(self._root) if self._local else Path(pooch.os_cache("ddpmlab")) / hashlib.sha256(
             self.url.encode()
         ).hexdigest()[:12]  # fmt: skip

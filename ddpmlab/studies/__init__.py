@@ -65,7 +65,9 @@ class Study:
     parameters: Mapping[str, Any]
     runs: list[Run] = field(repr=False)
 
-    def table(self, executor: Executor | None = None, store: Store | None = None, progress: bool = True) -> pd.DataFrame:
+    def table(
+        self, executor: Executor | None = None, store: Store | None = None, progress: bool = True
+    ) -> pd.DataFrame:
         """The tidy table of all runs; computes what the store lacks, see `runner.compute`."""
         return runner.run_all(self.name, self.runs, executor=executor, store=store, progress=progress)
 

@@ -63,7 +63,10 @@ def diffusion_steps(
                     law, schedule=ending(longest, 0.01), parameterisation="v", training=annealed, metrics=metrics,
                     sampler={"name": solver, "n_steps": k},
                 )  # fmt: skip
-                name, factors = f"T={longest}, settled, {solver} in {k} steps", {"T": longest, "solver": solver, "nfe": k}
+                name, factors = (
+                    f"T={longest}, settled, {solver} in {k} steps",
+                    {"T": longest, "solver": solver, "nfe": k},
+                )
                 runs.append(Run(name, config, None, factors | {"kind": "few steps"}))
                 perfect = Run(
                     f"{name}, {EXACT}", limit(config, "exact", exact_fine_samples), None,

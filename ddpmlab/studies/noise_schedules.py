@@ -15,7 +15,7 @@ REACHING = {
 
 
 def parts(settled: list[str], raised: list[str], continuous: list[str]) -> dict[str, dict]:
-    """Schedules of the settled trainings by name; a dagger marks those whose ubeta is raised until they end at noise."""
+    """Schedules of the settled trainings; a dagger marks those whose ubeta is raised until they end at noise."""
     found = {name: {"name": name} for name in settled}
     found |= {f"{name}†": schedules.ending_at(0.01, name) for name in raised}
     return found | {name: REACHING[name] for name in continuous}

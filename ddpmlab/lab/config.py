@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
 from ddpmlab.lab.scores import SCORES
-from ddpmlab.training import Options
+from ddpmlab.training import Options, build_seeded
 
 POINTS_SEED = 2_000_003
 DENOISERS = ("network", "exact", "empirical", "law")
@@ -93,7 +93,7 @@ class Experiment:
         guidance: classifier-free guidance towards balanced classes, 1 for plain conditional samples; unconditional
             samples if omitted.
         metrics: names of scores, see `scores.SCORES`.
-        average: sample from averaged weights instead of the last ones.
+        average: sample from averaged weights instead of the last ones: true, or which of several widths.
         seed: fixes everything.
 
     Raises:
@@ -111,7 +111,7 @@ class Experiment:
     n_samples: int = 5_000
     guidance: float | None = None
     metrics: tuple[str, ...] = ("emd_128",)
-    average: bool = False
+    average: bool | float = False
     seed: int = 0
 
     def __post_init__(self):
@@ -131,8 +131,10 @@ class Experiment:
             needed = max(needed, score.n)
         if self.n_samples < needed:
             raise ValueError(f"n_samples = {self.n_samples}; the metrics {list(self.metrics)} compare {needed}")
-        if self.average and not self.training.widths:
-            raise ValueError("average=True needs training with ema_decay or ema_sigma_rel")
+        if self.average is not False and not self.training.widths:
+            raise ValueError(f"average = {self.average} needs training with ema_decay or ema_sigma_rel")
+        if not isinstance(self.average, bool) and self.average not in self.training.widths:
+            raise ValueError(f"average = {self.average}; training keeps the widths {list(self.training.widths)}")
         sampler = samplers.SAMPLERS.build(self.sampler)
         _checked_parts(_frozen(self.dataset), _frozen(self.schedule), _frozen(self.network), self.parameterisation)
         schedules.SCHEDULES.build(self.schedule).times(sampler.n_steps, sampler.spacing)
@@ -179,9 +181,7 @@ def limit(config: Experiment, denoiser: str = "exact", n_samples: int | None = N
 
 def build_denoiser(config: Experiment) -> Denoiser:
     """An untrained denoiser, its weights drawn under the config's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = networks.NETWORKS.build(config.network, shape=config.data.shape)
+    network = build_seeded(lambda: networks.NETWORKS.build(config.network, shape=config.data.shape), config.seed)
     return Denoiser(network, config.make_schedule(), config.parameterisation)
 
 

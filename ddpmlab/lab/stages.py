@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddpmlab import data, networks, samplers, schedules
-from ddpmlab.denoisers import Denoising, EmpiricalDenoiser, ExactDenoiser, Guided
+from ddpmlab import data, denoisers, networks, samplers, schedules
+from ddpmlab.denoisers import Denoising, ExactDenoiser, Guided
 from ddpmlab.lab import store as stores
 from ddpmlab.lab.config import Experiment, Part, build_denoiser, standardised
 from ddpmlab.lab.scores import SCORES
@@ -79,7 +79,7 @@ def sample_key(config: Experiment, step: int | None = None) -> str:
         found |= {"train": train_key(config), "step": step, "average": config.average, "guidance": config.guidance}
     else:
         found |= {"denoiser": config.denoiser, "dataset": _dataset(config.dataset), "versions": versions(*_MAIN)}
-        found |= {"empirical": code_hash(EmpiricalDenoiser)} if config.denoiser == "empirical" else {}
+        found |= {"empirical": code_hash(denoisers.EmpiricalDenoiser)} if config.denoiser == "empirical" else {}
     if config.denoiser != "law":
         found["schedule"] = _schedule(config.schedule)
         sampler = samplers.SAMPLERS[config.sampler["name"]]
@@ -105,14 +105,19 @@ def score_key(config: Experiment, step: int | None, metric: str) -> str:
 def _train(config: Experiment, checkpoint, progress: bool, on_step: Callable[[int], None] | None) -> Fit:
     """Train a config from the beginning or from a checkpoint."""
     points, labels = config.training.points(config.data)
-    denoiser = build_denoiser(config)
-    if denoiser.network.n_classes == 0:
-        labels = None
+    denoiser, options = build_denoiser(config), config.training.options(len(points))
     return fit(
-        denoiser, points, options=config.training.options(len(points)), labels=labels, seed=config.seed,
-        checkpoint=checkpoint, progress=progress, context=f"{config.dataset['name']}, seed {config.seed}",
+        denoiser,
+        points,
+        options=options,
+        labels=labels if denoiser.n_classes or options.flip else None,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        checkpoint_every=2_000 if len(config.data.shape) == 1 else 200,
+        progress=progress,
+        context=f"{config.dataset['name']}, seed {config.seed}",
         on_step=on_step,
-    )  # fmt: skip
+    )
 
 
 def train(
@@ -134,7 +139,8 @@ def train(
             checkpoint.unlink(missing_ok=True)
             result = _train(config, checkpoint, progress, on_step)
         tensors = {f"weights/{s}/{k}": v for s in result.weights for k, v in result.weights[s].items()}
-        tensors |= {f"average/{s}/{k}": v for s in result.averages for k, v in result.averages[s].items()}
+        for width, states in result.by_width.items():
+            tensors |= {f"{width}/{s}/{k}": v for s in states for k, v in states[s].items()}
         note = {"losses": result.losses, "seconds": result.seconds, "wall": perf_counter() - start}
         note |= {"made": _made("train", config), "steps": result.steps[-1], "device": device_name()}
         entry = store.put("train", key, note, tensors)
@@ -142,8 +148,9 @@ def train(
     result = Fit(losses=entry.note["losses"], seconds=entry.note["seconds"])
     for name, tensor in entry.tensors.items():
         kind, step, parameter = name.split("/", 2)
-        kept = result.weights if kind == "weights" else result.averages
+        kept = result.weights if kind == "weights" else result.by_width.setdefault(float(kind), {})
         kept.setdefault(int(step), {})[parameter] = tensor
+    result.averages = result.by_width.get(next(iter(config.training.widths), None), {})
     return result
 
 
@@ -153,11 +160,13 @@ def trained(config: Experiment, step: int | None = None, store: Store | None = N
         return ExactDenoiser(config.data, config.make_schedule())
     if config.denoiser == "empirical":
         split = config.data.split()
-        return EmpiricalDenoiser(split.train, config.make_schedule(), labels=split.train_labels)
+        return denoisers.EmpiricalDenoiser(split.train, config.make_schedule(), labels=split.train_labels)
     if config.denoiser == "law":
         raise ValueError("fresh points of the law have no denoiser; choose denoiser='exact' or 'network'")
     result = train(config, store)
-    kept = result.averages if config.average else result.weights
+    kept = result.weights
+    if config.average is not False:
+        kept = result.averages if config.average is True else result.by_width[config.average]
     step = max(kept) if step is None else step
     if step not in kept:
         raise ValueError(f"no weights were kept at step {step}; kept: {sorted(kept)}")

@@ -52,11 +52,6 @@ class Law(Dataset):
     n_test: int = 5_000
     _n_uniforms: int
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a point."""
-        return (self.dim,)
-
     @abstractmethod
     def _transform(self, u: Tensor) -> Tensor:
         """Map `(n, _n_uniforms)` uniforms on (0, 1) to `(n, dim)` points of the law."""

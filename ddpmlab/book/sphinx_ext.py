@@ -3,6 +3,7 @@
 Directives and roles, all read from `results/` when the book is built:
 
 - ``{claim}`epochs-helix measured` ``: one field of one row of `claims.csv`;
+- ``{built}`version` ``, `commit`, `date`: what the book is built from;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
@@ -22,8 +23,11 @@ import os
 import pkgutil
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
+from decimal import Decimal
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +35,7 @@ import yaml
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.nodes import make_refnode
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ _INTERVAL = ("ci_low", "ci_high")
 def number(text: str, digits: int = 3) -> str:
     """A number of a table as prose prints it: `digits` significant ones, no exponent, a true minus; text stays.
 
-    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `no value` -> `no value`.
+    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`, `no value` -> `no value`.
     """
     try:
         value = float(text)
@@ -50,10 +55,8 @@ def number(text: str, digits: int = 3) -> str:
         return text
     if not math.isfinite(value):
         return text
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    rounded = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else format(Decimal(f"{value:.{digits}g}"), "f")
+    return rounded.replace("-", "\N{MINUS SIGN}")
 
 
 def display(text: str) -> str:
@@ -81,7 +84,7 @@ def claim_field(row: dict[str, str], field: str) -> str:
     if field == "interval":
         low, high = (number(row[end]) for end in _INTERVAL)
         return f"{low} to {high}" if low != high else "\N{EN DASH}"
-    return number(row[field]) if field in ("measured", "published", *_INTERVAL) else display(row[field])
+    return number(row[field]) if field in ("measured", *_INTERVAL) else display(row[field])
 
 
 class _FromBook:
@@ -117,6 +120,22 @@ class ClaimRole(_FromBook, SphinxRole):
         return [nodes.inline(text, text, classes=classes)], []
 
 
+def built(book: Path) -> dict[str, str]:
+    """Version of the package, and commit and date of the project that the book is built from."""
+    command = ["git", "-C", str(book), "log", "-1", "--format=%h %cs"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    commit, _, date = answer.stdout.strip().partition(" ")
+    return {"version": version("ddpmlab"), "commit": commit or "unknown", "date": date or "an unknown date"}
+
+
+class BuiltRole(_FromBook, SphinxRole):
+    """``{built}`version` ``: the package's version, or the `commit` or `date` of the project."""
+
+    def run(self):
+        text = built(self.book)[self.text]
+        return [nodes.inline(text, text)], []
+
+
 class _Table(_FromBook, SphinxDirective):
     """A directive that writes MyST for the parser, so that links, search and print work as on any page."""
 
@@ -134,6 +153,10 @@ def _plain(text: str) -> str:
     return text.replace("|", r"\|").replace("*", r"\*").replace("_", r"\_").replace("$", r"\$").replace("`", r"\`")
 
 
+def _page_link(study: str, text: str = "") -> str:
+    return f"{{doc}}`{text or study.replace('_', ' ')} </studies/{study}>`"
+
+
 class Verdicts(_Table):
     """Every claim: published against measured, interval, verdict, evidence."""
 
@@ -142,12 +165,15 @@ class Verdicts(_Table):
         revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
         rows = []
         for id, row in read_claims(self.book / "results").items():
-            fields = [_plain(claim_field(row, f)) for f in ("claim", "published", "measured", "interval")]
+            claim, published, measured, interval = (
+                _plain(claim_field(row, field)) for field in ("claim", "published", "measured", "interval")
+            )
             source, _, place = row["source"].partition("-report")
-            verdict = row["verdict"] + (" (under revision)" if id in revised else "")
-            link = f"[{row['page'].replace('_', ' ')}](/studies/{row['page']})"
-            rows.append([fields[0], f"{source.replace('-', ' ')}{_plain(place)}", *fields[1:], verdict, link])
-        head = ["claim", "report", "published", "measured", "95% interval", "verdict", "evidence"]
+            report = f"{source.replace('-', ' ')}{_plain(place)}"
+            verdict = _page_link(row["page"], row["verdict"] + (" (under revision)" if id in revised else ""))
+            between = f" ({interval})" if interval != "\N{EN DASH}" else ""
+            rows.append([claim, report, published, measured + between, verdict])
+        head = ["claim", "report", "published", "measured (95% interval)", "verdict, with its evidence"]
         return self.table(head, rows)
 
 
@@ -159,7 +185,7 @@ class UnderRevision(_Table):
         known = read_claims(self.book / "results")
         lines = []
         for entry in read_revisions(self.book):
-            lines.append(f"- {entry['why'].strip()} ([evidence](/studies/{entry['page']}))")
+            lines.append(f"- {entry['why'].strip()} ({_page_link(entry['page'], 'evidence')})")
             for id in set(entry["claims"]) - set(known):
                 log.warning(f"under_revision.yml: there is no claim {id!r}", location=self.get_location())
         return self.parsed("\n".join(lines)) if lines else []
@@ -178,7 +204,7 @@ class Provenance(_Table):
         notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         rows = []
         for page, note in notes.items():
-            link = f"[{page.replace('_', ' ')}](/studies/{page})"
+            link = _page_link(page)
             if not (self.book / "studies" / f"{page}.ipynb").exists():
                 link = page.replace("_", " ")
             values = [note.get(key, "\N{EN DASH}") for key in ("profile", "commit", "code", "device", "torch")]
@@ -310,6 +336,48 @@ def _take_away(app, pagename: str) -> str:
     return f'<p class="take-away"><strong>Take away:</strong> {", ".join(links)}.</p>'
 
 
+_NO_LINKS = (nodes.title, nodes.reference, nodes.literal, nodes.caption, nodes.term, nodes.rubric, nodes.strong)
+_PLAIN_PAGES = ("notation", "index", "verdicts", "status", "about", "references")
+
+
+def _link_terms(app, doctree, docname: str) -> None:
+    """Link the first use of each term of the glossary on a page, in running text, to its entry."""
+    if docname in _PLAIN_PAGES or docname.startswith("api"):
+        return
+    entries = app.env.get_domain("std").objects
+    terms = {name.lower(): place for (kind, name), place in entries.items() if kind == "term"}
+    if not terms:
+        return
+    words = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w-])({words})(?![\w-])", re.IGNORECASE)
+    linked: set[tuple[str, str]] = set()
+    for paragraph in list(doctree.findall(nodes.paragraph)):
+        for text in list(paragraph.findall(nodes.Text)):
+            if _inside(text, _NO_LINKS):
+                continue
+            pieces: list[nodes.Node] = []
+            rest, start = str(text), 0
+            for match in pattern.finditer(rest):
+                place = terms[match[0].lower()]
+                if place in linked:
+                    continue
+                linked.add(place)
+                label = nodes.inline(match[0], match[0], classes=["term"])
+                pieces += [nodes.Text(rest[start : match.start()])]
+                pieces += [make_refnode(app.builder, docname, *place, label)]
+                start = match.end()
+            if pieces:
+                text.parent.replace(text, [*pieces, nodes.Text(rest[start:])])
+
+
+def _inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
+    while node is not None:
+        if isinstance(node, kinds):
+            return True
+        node = node.parent
+    return False
+
+
 _REPAIRS = (
     ('<summary aria-label="Toggle hidden content">', "<summary>"),  # its own text names the fold
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),  # its children are no list items
@@ -404,12 +472,14 @@ def _silence(out: Path) -> None:
 def setup(app):
     """Sphinx's entry point."""
     app.add_role("claim", ClaimRole())
+    app.add_role("built", BuiltRole())
     app.add_directive("verdicts", Verdicts)
     app.add_directive("under-revision", UnderRevision)
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
     app.connect("config-inited", _quiet_thebe)
     app.connect("doctree-read", _label_cells)
+    app.connect("doctree-resolved", _link_terms)
     app.connect("html-page-context", _finish_page, priority=900)
     app.connect("build-finished", _finish_build, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": False}

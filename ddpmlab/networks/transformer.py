@@ -75,7 +75,7 @@ class PatchTransformer(nn.Module):
             raise ValueError(f"shape = {self.shape}; need (C, H, W) with H and W divisible by patch = {patch}")
         if n_layers < 1 or n_heads < 1 or width < n_heads or width % n_heads:
             raise ValueError(
-                f"width = {width}, n_heads = {n_heads}, n_layers = {n_layers}; need a layer, and heads that divide the width"
+                f"width = {width}, n_heads = {n_heads}, n_layers = {n_layers}; need heads that divide the width"
             )
         embedding, n_time = time_embedding(time, n_embedding)
         self.time = nn.Sequential(

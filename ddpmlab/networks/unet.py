@@ -1,14 +1,14 @@
 r"""A U-Net for pictures (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal & Nichol 2021), on unshuffled pixels.
 
-Each 2 x 2 square of pixels becomes four channels (pixel-unshuffle, Shi et al. 2016), so that a 28 x 28 picture is worked
-on at 14 x 14 and 7 x 7. A residual block is told the noise level and the class by a scale and a shift behind its second
-normalisation,
+Each 2 x 2 square of pixels becomes four channels (pixel-unshuffle, Shi et al. 2016), so that a 28 x 28 picture is
+worked on at 14 x 14 and 7 x 7. A residual block is told the noise level and the class by a scale and a shift behind its
+second normalisation,
 
 .. math:: h \leftarrow P h + C_2\,\phi\big((1 + s(e))\,\mathrm{GN}(C_1\,\phi(\mathrm{GN}(h))) + b(e)\big),
 
 with 3 x 3 convolutions C, :math:`\phi` = SiLU, P a 1 x 1 convolution where the width changes, and e the sum of an
-embedding of c and one of the class. C_2, the projection behind attention and the last layer start at zero: at first each
-block is the identity and the network says 0.
+embedding of c and one of the class. C_2, the projection behind attention and the last layer start at zero: at first
+each block is the identity and the network says 0.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ddpmlab.networks.base import NETWORKS, checked_label, checked_shape, time_embedding
 
-
 ATTENTIONS = ("coarsest", "middle", "none")
+HEAD = 32
+"""Channels of a head of attention, at least; one head where there are fewer."""
 
 
 def zero(layer: nn.Module) -> nn.Module:
@@ -58,11 +59,11 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between the positions of a map, with heads of at most 32 channels, added to it."""
+    """Self-attention between the positions of a map, with heads of 32 channels or a few more, added to it."""
 
     def __init__(self, width: int, n_groups: int):
         super().__init__()
-        self.n_heads = max(1, width // 32)
+        self.n_heads = max(1, width // HEAD)
         self.norm = nn.GroupNorm(n_groups, width)
         self.inlet, self.outlet = nn.Conv2d(width, 3 * width, 1), zero(nn.Conv2d(width, width, 1))
 
@@ -108,7 +109,7 @@ class UNet(nn.Module):
 
     Args:
         shape: shape of a picture, `(C, H, W)`; H and W divisible by `unshuffle` times 2 for every level but the first.
-        widths: channels of each level, finest first; a multiple of 8 each, of 32 with attention.
+        widths: channels of each level, finest first.
         n_blocks: residual blocks a level, on the way down and again on the way up.
         attention: `coarsest`, behind each block of the coarsest level and between the two blocks of the bottleneck,
             `middle`, there alone, or `none`.
@@ -143,14 +144,16 @@ class UNet(nn.Module):
         factor = unshuffle * 2 ** (len(widths) - 1)
         if len(self.shape) != 3 or self.shape[1] % factor or self.shape[2] % factor:
             raise ValueError(f"shape = {self.shape}; need (C, H, W) with H and W divisible by {factor}")
-        if not widths or n_blocks < 1 or any(width < 8 or width % 8 for width in widths):
+        if not widths or n_blocks < 1 or min(widths) < 1:
             raise ValueError(
-                f"widths = {tuple(widths)}, n_blocks = {n_blocks}; need multiples of 8, and at least 1 block"
+                f"widths = {tuple(widths)}, n_blocks = {n_blocks}; need positive widths and at least 1 block"
             )
+        if n_groups < 1 or any(width % n_groups for width in widths):
+            raise ValueError(f"n_groups = {n_groups} must divide each of widths = {tuple(widths)}")
         if attention not in ATTENTIONS:
             raise ValueError(f"unknown attention {attention!r}; choose one of: {', '.join(ATTENTIONS)}")
-        if attention != "none" and widths[-1] > 32 and widths[-1] % 32:
-            raise ValueError(f"widths = {tuple(widths)}; attention has heads of 32 channels: take a multiple of it")
+        if attention != "none" and widths[-1] % max(1, widths[-1] // HEAD):
+            raise ValueError(f"widths[-1] = {widths[-1]}; attention splits it into heads: take a multiple of {HEAD}")
         embedding, n_time = time_embedding(time, n_embedding)
         self.time = nn.Sequential(
             embedding, nn.Linear(n_time, n_embedding), nn.SiLU(), nn.Linear(n_embedding, n_embedding)

@@ -22,6 +22,7 @@ _TWO_MOONS: dict[str, Any] = {
         "batch_size": 512,
         "learning_rate": 8e-3,
         "decay": "cosine",
+        "warmup": 100,
         "weighting": "edm",
         "times": "log-normal",
         "log_normal": (-2.1, 1.5),
@@ -78,7 +79,7 @@ def _changed(recipe: dict[str, Any], n_steps: int, changes: dict[str, Any]) -> E
         raise ValueError(f"unknown options {sorted(unknown)}; see Experiment and Training for theirs")
     own = {name: changes.pop(name) for name in of_training & set(changes)}
     training = {"n_steps": n_steps, **recipe["training"], **own}
-    if training["n_steps"] is not None and "warmup" not in own:
+    if "warmup" not in own:
         training["warmup"] = min(training["warmup"], training["n_steps"])
     return Experiment(**{**recipe, "training": Training(**training), **changes})
 

@@ -295,7 +295,8 @@ def nearest(x: Tensor, real: Tensor, k: int = 1) -> Nearest:
     Raises:
         ValueError: see `pixels`, or `k` beyond N.
     """
-    x, real = pixels(x).flatten(1), pixels(real, "real").flatten(1)
+    x = pixels(x).flatten(1)
+    real = pixels(real, "real").flatten(1).to(x.device)
     if not 1 <= k <= len(real):
         raise ValueError(f"k = {k}; need 1 <= k <= {len(real)}, the number of real pictures")
     more, half = min(len(real), k + 6), real.square().sum(1) / 2

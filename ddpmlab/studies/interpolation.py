@@ -1,50 +1,39 @@
-"""What the interpolation page shares with its tests and the store: which network it asks."""
+"""From a half sleeve to a full one: networks that saw three quarters, and one that did not."""
 
-import json
-from importlib.resources import files
-from pathlib import Path
+from functools import cached_property
 
-from safetensors import safe_open
+from torch import Tensor
 
-from ddpmlab import networks, schedules
-from ddpmlab.denoisers import Denoiser
-from ddpmlab.networks.base import NETWORKS
-from ddpmlab.schedules import SCHEDULES
-from ddpmlab.training import build_seeded
+from ddpmlab.data.dataset import Split
+from ddpmlab.data.fashion_mnist import FashionMNIST
+from ddpmlab.lab import Experiment, recipes
+from ddpmlab.metrics import sleeves
 
-SHAPE = (1, 28, 28)
-UNTRAINED = "untrained"
-"""Name of a tiny network with weights of no training, for rehearsals without any file."""
+HALF = {"name": "unet", "widths": [32, 64], "refine": 16, "n_classes": 10}
+"""The U-Net of half the width."""
 
 
-def denoiser_of(name: str | Path) -> Denoiser:
-    """The denoiser in a weights file.
+class WithoutThreeQuarters(FashionMNIST):
+    """FashionMNIST without the training tops whose sleeves measure 0.5 to 0.9; in the units of the whole set."""
 
-    Args:
-        name: of a file in `ddpmlab/weights`, a path, or `untrained`. A file's metadata hold, as JSON under `config`,
-            the parts `network` and `schedule` by name with their options, and `parameterisation`.
+    name = "fashion_mnist"
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its metadata do not say what to build.
-    """
-    if name == UNTRAINED:
-        options = {"shape": SHAPE, "widths": (8, 16), "n_blocks": 1, "n_classes": 10}
-        network = build_seeded(lambda: networks.make("unet", **options), 0)
-        return Denoiser(network, schedules.make("ve"), "edm").eval().requires_grad_(False)
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        path = Path(str(files("ddpmlab") / "weights" / f"{name}.safetensors"))
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights {path}; train them, or name another file or {UNTRAINED!r}")
-    with safe_open(str(path), "pt") as file:
-        try:
-            config = json.loads((file.metadata() or {})["config"])
-            network, schedule = (dict(config[part]) for part in ("network", "schedule"))
-            parameterisation = config["parameterisation"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the metadata of {path} do not say what to build ({error!r})") from None
-        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    built = NETWORKS.build(network, **({} if "shape" in network else {"shape": SHAPE}))
-    built.load_state_dict(state)
-    return Denoiser(built, SCHEDULES.build(schedule), parameterisation).eval().requires_grad_(False)
+    @cached_property
+    def _kept(self) -> Tensor:
+        whole = FashionMNIST.split(FashionMNIST())
+        return ~sleeves.withheld_mask(whole.train, whole.train_labels)
+
+    @property
+    def n_train(self) -> int:
+        """Number of training pictures kept."""
+        return int(self._kept.sum())
+
+    def _split(self, mean: float, scale: float) -> Split:
+        whole = FashionMNIST()._split(mean, scale)
+        return Split(whole.train[self._kept], whole.test, whole.train_labels[self._kept], whole.test_labels)
+
+
+def half_width(n_steps: int, withheld: bool, seed: int = 0, **changes) -> Experiment:
+    """The half-width network on all pictures, or on those without three-quarter sleeves."""
+    dataset = f"{__name__}:WithoutThreeQuarters" if withheld else "fashion_mnist"
+    return recipes.fashion_mnist(n_steps, dataset=dataset, network=HALF, seed=seed, **changes)

@@ -401,30 +401,3 @@ def test_every_way_runs_on_a_u_net():
         assert (nfe > 0) == (name != "pixel average"), name
         rows = interpolation.measure_paths(frames, a, b, weights, (0.5, 1.5), way=name, nfe=nfe)
         assert {row["way"] for row in rows} == {name}
-
-
-def test_denoiser_of_a_weights_file(tmp_path):
-    """What the metadata say is what is built, and its answers are those of the network that was saved."""
-    import json
-
-    from safetensors.torch import save_file
-
-    from ddpmlab.studies.interpolation import denoiser_of
-
-    made = denoiser_of("untrained")
-    again = denoiser_of("untrained")
-    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), again.state_dict().values(), strict=True))
-    options = {"name": "unet", "widths": [8, 16], "n_blocks": 1, "n_classes": 10}
-    config = {"network": options, "schedule": {"name": "ve", "sigma_max": 50.0}, "parameterisation": "edm"}
-    state = {key: value + 0.01 for key, value in made.network.state_dict().items()}
-    file = tmp_path / "net.safetensors"
-    save_file(state, file, metadata={"config": json.dumps(config)})
-    loaded = denoiser_of(file)
-    assert loaded.schedule.sigma_max == 50
-    assert all(torch.equal(loaded.network.state_dict()[key], value) for key, value in state.items())
-    assert not any(weight.requires_grad for weight in loaded.parameters())
-    save_file(state, file, metadata={"config": "{}"})
-    with pytest.raises(ValueError, match="do not say what to build"):
-        denoiser_of(file)
-    with pytest.raises(FileNotFoundError, match=r"no weights .*nothing\.safetensors"):
-        denoiser_of("nothing")

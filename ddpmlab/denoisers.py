@@ -21,6 +21,7 @@ minimises :math:`w\,|F - F^\ast|^2` with :math:`F^\ast` the output that would gi
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -257,3 +258,113 @@ class Guided(Denoising):
             return told
         free = self.conditional(x_t, t) if self.guide is None else self.guide._estimate(x_t, t, label)
         return free + self.scale * (told - free)
+
+
+class EmpiricalDenoiser(Denoising):
+    r"""The best possible denoiser of a finite training set (Karras et al. 2022, eq. 57).
+
+    .. math::
+        D(x_t) = \sum_j w_j\, y_j, \qquad
+        w = \operatorname{softmax}_j\!\Bigl(\frac{\alpha\, x_t^\top y_j - \alpha^2 |y_j|^2/2}{\sigma^2}\Bigr),
+
+    the posterior mean when :math:`x_0` is one of the N points y, each as likely. It has the smallest loss on the
+    training set that any network can reach, and it learns nothing: its samples are training points.
+
+    It costs 4 N d operations a point (188 MFLOP for 60,000 pictures of 784 pixels), goes over points in tiles of
+    bounded memory, and runs on the device and in the dtype of `points`. In float32 the exponents carry errors of some
+    :math:`10^{-4}/\sigma^2`, which matters only between points nearer to each other than that; pass points in float64
+    where it does.
+
+    Args:
+        points: the training set `(N, *shape)`, in the units of `x_t`.
+        schedule: the forward process.
+        labels: classes of the points `(N,)`, 0, 1, ...; with them `label` restricts the posterior to a class.
+
+    Raises:
+        ValueError: no points, NaN or infinity, or labels that do not fit.
+    """
+
+    TILE = 16_000_000
+    """Weights held at once."""
+
+    def __init__(self, points: Tensor, schedule: Schedule, labels: Tensor | None = None):
+        super().__init__()
+        if points.ndim < 2 or len(points) == 0 or not torch.is_floating_point(points):
+            raise ValueError(
+                f"points have shape {tuple(points.shape)}, {points.dtype}; need floats (N, *shape), N at least 1"
+            )
+        if not torch.isfinite(points).all():
+            bad = int((~torch.isfinite(points)).flatten(1).any(1).sum())
+            raise ValueError(f"{bad} of {len(points)} points hold NaN or infinity; drop them first")
+        self.schedule, self.shape, self.n_classes = schedule, tuple(points.shape[1:]), 0
+        self._ends = []  # points are kept in the order of their classes: class c ends at _ends[c]
+        flat = points.detach().flatten(1)
+        if labels is not None:
+            labels = torch.as_tensor(labels, device=points.device)
+            if labels.shape != (len(points),) or torch.is_floating_point(labels) or (labels < 0).any():
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}, {labels.dtype}; need integers from 0, ({len(points)},)"
+                )
+            self._ends = labels.bincount().cumsum(0).tolist()
+            self.n_classes = len(self._ends)
+            flat = flat[labels.argsort(stable=True)]
+        self.register_buffer("points", flat, persistent=False)
+        self.register_buffer("_half_squares", flat.square().sum(1) / 2, persistent=False)
+
+    def _part(self, label: int) -> slice:
+        """Which points a class has; all of them for `n_classes`, "no class"."""
+        if label == self.n_classes:
+            return slice(0, len(self.points))
+        if not 0 <= label < self.n_classes:
+            raise ValueError(f"label {label}; this training set has the classes 0 to {self.n_classes - 1}")
+        part = slice(self._ends[label - 1] if label else 0, self._ends[label])
+        if part.start == part.stop:
+            raise ValueError(f"no point of the training set has the label {label}")
+        return part
+
+    def posterior(self, x_t: Tensor, t: float | Tensor, label: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+        r"""Log density and posterior mean of noisy points.
+
+        Args:
+            x_t: noisy points `(n, *shape)`.
+            t: one time, or `(n,)`.
+            label: classes, one or `(n,)`; `n_classes` is "no class", as no label at all.
+
+        Returns:
+            :math:`\log q(x_t)` (of the class), `(n,)`, and :math:`E[x_0|x_t]`, `(n, *shape)`, of the dtype of `x_t`.
+
+        Raises:
+            ValueError: shapes or devices that do not fit, a time off the schedule, or an unknown class.
+        """
+        alpha, sigma = (a.reshape(-1, 1).to(self.points.dtype).expand(len(x_t), 1) for a in self.scales(x_t, t))
+        if x_t.device != self.points.device:
+            raise ValueError(f"x_t is on {x_t.device}, the training set on {self.points.device}; move one with .to")
+        x, sigma = x_t.flatten(1).to(self.points.dtype), torch.maximum(sigma, 1e-6 * alpha)
+        label = torch.as_tensor(self.n_classes if label is None else label, device=x.device).expand(len(x))
+        order = label.argsort(stable=True)
+        log_q, mean = [], []
+        for value, count in zip(*(u.tolist() for u in label.unique(return_counts=True)), strict=True):
+            part = self._part(value)
+            start = sum(len(q) for q in log_q)
+            for rows in order[start : start + count].split(max(1, self.TILE // (part.stop - part.start))):
+                q, m = self._tile(x[rows], alpha[rows], sigma[rows], part)
+                log_q.append(q)
+                mean.append(m)
+        back = order.argsort()
+        return torch.cat(log_q)[back].to(x_t.dtype), torch.cat(mean)[back].reshape(x_t.shape).to(x_t.dtype)
+
+    def _tile(self, x, alpha, sigma, part):
+        precision = sigma**-2
+        points = self.points[part]
+        logits = alpha * precision * x @ points.T - alpha**2 * precision * self._half_squares[part]  # (b, N)
+        constant = 0.5 * x.shape[1] * (2 * torch.pi * sigma[:, 0] ** 2).log() + math.log(len(points))
+        log_q = logits.logsumexp(1) - 0.5 * precision[:, 0] * x.square().sum(1) - constant
+        return log_q, logits.softmax(1) @ points
+
+    def log_prob(self, x_t: Tensor, t: float | Tensor, label: Tensor | int | None = None) -> Tensor:
+        r"""Log density of the noised training set, :math:`\log\frac1N\sum_j N(x_t; \alpha y_j, \sigma^2 I)`, `(n,)`."""
+        return self.posterior(x_t, t, label)[0]
+
+    def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | int | None = None) -> Tensor:
+        """Exact posterior mean `(n, *shape)`; see `posterior`."""
+        return self.posterior(x_t, t, label)[1]

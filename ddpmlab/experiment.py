@@ -34,7 +34,7 @@ from ddpmlab import data, metrics, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
 from ddpmlab.files import atomic
 from ddpmlab.metrics import calibration, likelihood, moons, two_sample
-from ddpmlab.training import CheckpointError, Fit, check_options, fit
+from ddpmlab.training import CheckpointError, Fit, Options, build_seeded, fit
 from ddpmlab.workers import pool
 
 COLUMNS = (
@@ -43,7 +43,7 @@ COLUMNS = (
 )
 
 _CODE = {
-    "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "ema.py", "training.py"),
+    "train": ("data/laws.py", "schedules.py", "networks/*.py", "denoisers.py", "training/*.py"),
     "sample": ("samplers.py",),
     "score": ("data/quadrature.py", "metrics/*.py", "experiment.py"),
 }
@@ -105,7 +105,7 @@ class Training:
             self.epochs is None or not 0 < min(self.keep_epochs) <= max(self.keep_epochs) <= budget
         ):
             raise ValueError(f"keep_epochs = {self.keep_epochs} must lie within epochs = {self.epochs}")
-        check_options(self.weighting, self.optimiser, self.decay, self.times, self.ema_decay, self.ema_sigma_rel)
+        Options(**{f.name: getattr(self, f.name) for f in fields(Options) if hasattr(self, f.name)})
 
     def step_of(self, epochs: float, n_points: int) -> int:
         """The optimiser step at which a number of passes over `n_points` is complete."""
@@ -282,7 +282,7 @@ def train(config: Experiment, progress: bool = False, on_step: Callable[[int], N
     """Train, or fetch from the cache; a run that was interrupted continues from its checkpoint."""
     folder = cache_folder() / "train" / _key(config, "train")
     if not _read_entry(folder):
-        denoiser = config.build()
+        denoiser = build_seeded(config.build, config.seed)
         points = config.training.points(_standardised(config.law))
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = folder / ".checkpoint.safetensors"
@@ -325,7 +325,7 @@ def trained(config: Experiment, step: int | None = None) -> Denoiser:
     if step not in kept:
         raise ValueError(f"no weights were kept at step {step}; kept: {sorted(kept)}")
     denoiser = config.build()
-    denoiser.network.load_state_dict(kept[step], strict=False)
+    denoiser.network.load_state_dict(kept[step])
     return denoiser.eval().requires_grad_(False)
 
 

@@ -22,7 +22,6 @@ _TWO_MOONS: dict[str, Any] = {
         "batch_size": 512,
         "learning_rate": 8e-3,
         "decay": "cosine",
-        "warmup": 100,
         "weighting": "edm",
         "times": "log-normal",
         "log_normal": (-2.1, 1.5),
@@ -50,5 +49,5 @@ def two_moons(n_steps: int, **changes: Any) -> Experiment:
         raise ValueError(f"unknown options {sorted(unknown)}; see Experiment and Training for theirs")
     training = {name: changes.pop(name) for name in of_training & set(changes)}
     network = _TWO_MOONS["network"] | changes.pop("network", {})
-    training = Training(**{"n_steps": n_steps, **_TWO_MOONS["training"], **training})
+    training = Training(**{"n_steps": n_steps, "warmup": min(100, n_steps), **_TWO_MOONS["training"], **training})
     return Experiment(**{**_TWO_MOONS, "network": network, "training": training, **changes})

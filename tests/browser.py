@@ -1,7 +1,7 @@
 """A headless Chromium for tests of pages, and a record of what it complains about and asks for.
 
-Use the fixtures through `conftest.py`: `chromium` is one browser a test module, `open_page` opens pages in it and fails the
-test at its end if one of them logged an error or asked for something outside itself.
+Use the fixtures through `conftest.py`: `chromium` is one browser a test module, `open_page` opens pages in it and fails
+the test at its end if one of them logged an error or asked for something outside itself.
 """
 
 import http.server
@@ -70,7 +70,7 @@ def served(folder: Path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A running headless Chromium (playwright's `Browser`); the test is skipped, with the reason, where there is none."""
+    """A running headless Chromium (playwright's `Browser`); a skip, with the reason, where there is none."""
     path = executable()
     if path is None:
         pytest.skip("no Chromium found: install one (Debian: apt install chromium) or set CHROMIUM to its path")

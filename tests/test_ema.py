@@ -4,8 +4,7 @@ import torch
 
 from ddpmlab import data, networks, schedules
 from ddpmlab.denoisers import Denoiser
-from ddpmlab.ema import EMA, reconstruct_ema, sigma_rel_to_gamma
-from ddpmlab.training import fit
+from ddpmlab.training import EMA, build_seeded, fit, reconstruct_ema, sigma_rel_to_gamma
 
 
 def walk(n, seed=0):
@@ -66,7 +65,8 @@ def test_post_hoc_reconstruction_of_a_trained_network():
     steps = tuple(range(20, 801, 20))
 
     def run(sigma_rel):
-        denoiser = Denoiser(networks.make("mlp", shape=(2,), hidden=(16,)), schedules.make("linear"))
+        network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(16,)), 0)
+        denoiser = Denoiser(network, schedules.make("linear"))
         return fit(denoiser, points, 800, batch_size=64, ema_sigma_rel=sigma_rel, keep_steps=steps).averages
 
     kept = run(0.1)

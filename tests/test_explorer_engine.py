@@ -656,3 +656,86 @@ def test_committed_kernel_is_the_sources():
     except RuntimeError as error:
         pytest.skip(f"the hash is right; the compiler is not at hand to make the bytes again: {error}")
     assert made == module
+
+
+@pytest.fixture
+def client_page(open_page, tmp_path):
+    """A page from a file that holds the engine and nothing else."""
+    path = tmp_path / "page.html"
+    path.write_text(f"<!doctype html><html lang=en><title>engine</title><script>{ENGINE.read_text()}</script></html>")
+    return lambda script=None: open_page(path, script=script)
+
+
+_RUN = """
+async ({ spec, sampler, kernel, n }) => {
+  const client = createClient(createEngine, { workers: 2, kernel }), states = [];
+  const done = await new Promise((resolve) =>
+    client.run("left", { denoiser: spec, sampler, n, seed: 5 }, (state) => states.push(state), resolve));
+  const where = client.where();
+  client.close();
+  return { done, where, k: states.map((s) => s.k), t: states.map((s) => s.t), nSteps: states[0].nSteps,
+    x: states.map((s) => Array.from(s.x)) };
+}
+"""
+
+
+@pytest.mark.parametrize("blocked", [False, True], ids=["in workers", "workers blocked"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_client_runs_what_the_engine_does(kernel, blocked, client_page):
+    script = "window.Worker = class { constructor() { throw new Error('blocked'); } };" if blocked else None
+    spec = _network_spec()
+    sampler = {"name": "ddpm", "n_steps": 10}
+    found = client_page(script).evaluate(_RUN, {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50})
+    assert found["where"] == (["page", "page"] if blocked else ["worker", "worker"])
+    assert found["done"]["nfe"] == 10
+    assert found["done"]["kernel"] == kernel
+    assert found["k"] == list(range(11))
+    assert found["nSteps"] == 10
+    code = "return [...engine.sample(args.spec, args.sampler, { n: 50, seed: 5 })].map((s) => s.x)"
+    wanted = run(code, kernel, spec=spec, sampler=sampler)
+    for x, y in zip(found["x"], wanted, strict=True):
+        close(x, torch.tensor(y), 1e-6)
+
+
+def test_a_client_cancels_answers_and_tells_errors(client_page):
+    code = """
+    async ({ spec, bad, law }) => {
+      const client = createClient(createEngine, { workers: 2 });
+      const seen = { old: 0, other: 0, oldDone: false };
+      const slow = { denoiser: spec, sampler: { name: "heun", n_steps: 50 }, n: 20000, seed: 1 };
+      client.run("a", slow, () => seen.old++, () => (seen.oldDone = true));
+      const other = new Promise((resolve) => client.run("b", { ...slow, n: 10 }, () => seen.other++, resolve));
+      const fresh = await new Promise((resolve) => client.run("a", { ...slow, n: 7 }, () => {}, resolve));
+      await other;
+      const before = seen.old;
+      const errors = [await new Promise((resolve) => client.run("c", { ...slow, denoiser: bad }, () => {}, resolve))];
+      errors.push(await new Promise((resolve) => client.run("c", { ...slow, n: 0 }, () => {}, () => {}, resolve)));
+      errors.push(await client.call("guess", 1).catch((error) => error.message));
+      const x = await client.call("sampleLaw", law, 200, 3), y = await client.call("sampleLaw", law, 200, 4);
+      const distance = await client.call("energyDistance", x, 200, y, 200, 2);
+      const fit = await client.call("fitMixture", x, 200, 2);
+      const D = await client.call("denoise", spec, x, 200, 10);
+      const band = await client.call("floorAndCeiling", law, 100, 3, 0);
+      const cancelled = { old: seen.old - before, oldDone: seen.oldDone };
+      client.close();
+      let closed = "";
+      try { client.run("a", slow); } catch (error) { closed = error.message; }
+      return { seen, cancelled, fresh, errors, distance, fit: fit.means.length, D: D.length, x: Array.from(x), band, closed };
+    }
+    """
+    bad = _without("layers.0.bias")
+    args = {"spec": _network_spec(), "bad": bad, "law": LAWS_SPEC()}
+    found = client_page().evaluate(code, args)
+    assert found["cancelled"] == {"old": 0, "oldDone": False}
+    assert found["seen"]["old"] < 51
+    assert found["seen"]["other"] == 51
+    assert found["fresh"]["nfe"] == 99
+    assert "layers.0.bias" in found["errors"][0]["error"]
+    assert "at least 1" in found["errors"][1]
+    assert "fitMixture" in found["errors"][2]
+    assert found["x"] == run("return engine.law(args.spec).sample(200, 3)", spec=args["law"])
+    assert abs(found["distance"]) < 0.1
+    assert found["fit"] >= 1
+    assert found["D"] == 400
+    assert found["band"]["floor"] < found["band"]["ceiling"]
+    assert "closed" in found["closed"]

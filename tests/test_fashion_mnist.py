@@ -130,6 +130,7 @@ def test_nothing_is_read_before_it_is_needed(folder):
     data.make("fashion_mnist", classes=[1]).split()
     assert fashion_mnist._read.cache_info().misses == 2
     assert len(first.train) == 40
+    assert data.make("fashion_mnist").split().train is first.train
 
 
 @pytest.mark.filterwarnings("ignore::ddpmlab.data.fashion_mnist.ForeignDataWarning")

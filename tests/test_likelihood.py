@@ -1,13 +1,15 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
-from ddpmlab.metrics.likelihood import Truth, evaluation_times, log_likelihood, nll_gap, prior_kl
-from ddpmlab.training import fit
+from ddpmlab.metrics.likelihood import Estimate, Truth, evaluation_times, log_likelihood, nll_gap, prior_kl
+from ddpmlab.training import build_seeded, fit
 
 VE = schedules.make("ve", sigma_min=0.002, sigma_max=50.0)
 
@@ -51,7 +53,7 @@ class Mistaken(Denoising):
 
     def forward(self, x_t, t):
         alpha, sigma = self.scales(x_t, t)
-        return self.law.denoise(x_t, alpha, sigma)
+        return self.law.denoise(x_t, alpha.clamp(min=1e-12), sigma)
 
 
 def test_both_divergences_in_closed_form_on_a_gaussian():
@@ -95,7 +97,7 @@ def test_divergences_of_a_trained_model_and_how_they_relate():
     this close to the truth both are small, and we check that they agree within a factor of five.
     """
     law, schedule = data.make("two_moons").standardised(), schedules.make("cosine", n_steps=100, max_beta=0.5)
-    network = networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu")
+    network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
     denoiser, truth = Denoiser(network, schedule, "v"), Truth.of(law, schedule)
     path, flow = [], []
     for n_steps in (200, 1_500):
@@ -172,3 +174,104 @@ def test_path_kl_between_two_noise_levels():
     for between in ((0.001, 1.0), (1.0, 60.0), (2.0, 1.0)):
         with pytest.raises(ValueError, match=r"within the schedule's noise levels, 0\.002 to 50"):
             truth.path_kl(mistaken, between=between)
+
+
+def chain_moments(schedule, times, b):
+    """Covariance of the states (x_{t_1}, ..., x_{t_K}) of a chain on a line, by its own steps.
+
+    `b` is the width that the denoiser believes in; without one, of the forward process from N(0, 1).
+    """
+    alpha, sigma = (a.numpy() for a in schedule(times))
+    covariance = np.zeros((len(times), len(times)))
+    if b is None:
+        for i, j in itertools.product(range(len(times)), repeat=2):
+            s, t = min(i, j), max(i, j)
+            covariance[i, j] = alpha[i] * alpha[j] + sigma[s] ** 2 * (alpha[t] / alpha[s] if s < t else 1)
+        return covariance
+    covariance[-1, -1] = alpha[-1] ** 2 + sigma[-1] ** 2  # the prior
+    for s in range(len(times) - 2, -1, -1):
+        t, step = s + 1, alpha[s + 1] / alpha[s]
+        variance = sigma[t] ** 2 - step**2 * sigma[s] ** 2
+        shrink = alpha[t] * b**2 / (alpha[t] ** 2 * b**2 + sigma[t] ** 2)  # D = shrink x_t
+        factor = (step * sigma[s] ** 2 + alpha[s] * variance * shrink) / sigma[t] ** 2
+        covariance[s, t:] = covariance[t:, s] = factor * covariance[t, t:]
+        covariance[s, s] = factor**2 * covariance[t, t] + sigma[s] ** 2 * variance / sigma[t] ** 2
+    return covariance
+
+
+def gaussian_kl(p, q):
+    """KL(N(0, p) from N(0, q)) in nats."""
+    ratio = np.linalg.solve(q, p)
+    return 0.5 * (np.trace(ratio) - len(p) - np.linalg.slogdet(ratio)[1])
+
+
+CHAINS = [
+    (schedules.make("linear", n_steps=12, lbeta=0.01, ubeta=0.5), None),
+    (schedules.make("cosine", n_steps=12), None),
+    (schedules.make("cosine", n_steps=100), 9),
+    (schedules.make("linear", n_steps=12, lbeta=0.01, ubeta=0.4).rescaled(), None),  # terminal SNR 0
+    (schedules.make("ve", sigma_min=0.05, sigma_max=20.0), 8),
+]
+
+
+@pytest.mark.parametrize(("schedule", "n_steps"), CHAINS, ids=["linear", "cosine", "9 of 100", "SNR 0", "VE"])
+@pytest.mark.parametrize("b", [0.7, 1.4])
+def test_the_chains_excess_is_that_of_the_joint_gaussians(schedule, n_steps, b):
+    """All states of a chain are jointly Gaussian: the divergences of two chains' joint laws differ by chain_kl."""
+    times = schedule.times(n_steps)[:-1].flip(0)
+    true, exact, mistaken = (chain_moments(schedule, times, width) for width in (None, 1.0, b))
+    excess = 2 * (gaussian_kl(true, mistaken) - gaussian_kl(true, exact))  # two dimensions
+    truth = Truth.of(data.make("gaussian", mean=[0.0, 0.0], scale=1.0), schedule, n=60_000, times=times)
+    found = truth.chain_kl(Mistaken(b, schedule))
+    error = (found.total.high - found.total.value) / 1.96
+    assert found.total.value == pytest.approx(excess, abs=4 * error, rel=1e-9)
+    assert error < 0.03 * excess
+    assert float(found.terms[1:].sum()) == pytest.approx(found.total.value, rel=1e-9)
+    alpha, sigma = schedule(times)
+    snr, scale = (alpha / sigma) ** 2, alpha**2 + sigma**2
+    error_of = lambda w: alpha * w**2 / (alpha**2 * w**2 + sigma**2)  # noqa: E731
+    weights = torch.cat([snr[:1], snr[:-1] - snr[1:]]) / 2
+    expected = weights * 2 * (error_of(b) - error_of(1.0)) ** 2 * scale
+    assert ((found.terms - expected).abs() <= 5 * found.errors + 1e-12).all()
+    assert found.reconstruction == float(found.terms[0])
+    # the bound: what the chain's last noisy state is off by, and what the exact one pays for its few steps
+    last = 2 * gaussian_kl(true[:1, :1], mistaken[:1, :1])
+    assert last <= 2 * gaussian_kl(true, exact) + excess + 1e-9
+    zero = truth.chain_kl(ExactDenoiser(data.make("gaussian", mean=[0.0, 0.0], scale=1.0), schedule))
+    assert (zero.total.value, zero.reconstruction) == (0, 0)
+
+
+def test_the_chains_excess_tends_to_the_path_kl_with_many_steps():
+    law = data.make("gaussian", mean=[0.0, 0.0], scale=1.0)
+    schedule = schedules.make("ve", sigma_min=0.05, sigma_max=20.0)
+    mistaken = Mistaken(1.3, schedule)
+    path = Truth.of(law, schedule, n_levels=64, n=20_000).path_kl(mistaken).value
+    found = [Truth.of(law, schedule, n=10_000, times=schedule.times(k)).chain_kl(mistaken) for k in (10, 200)]
+    assert found[1].total.value == pytest.approx(path, rel=0.05)
+    assert abs(found[0].total.value / path - 1) > 0.3
+
+
+def test_truths_of_given_points_are_those_of_their_law():
+    law, schedule = data.make("gaussian"), schedules.make("cosine", n_steps=20)
+    truth = Truth.of(law, schedule, n_levels=5, n=50, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    again = Truth.at(law.sample(50, generator), ExactDenoiser(law, schedule), 5, generator)
+    assert torch.equal(truth.x_t, again.x_t)
+    assert torch.equal(truth.exact, again.exact)
+    chain = Truth.of(law, schedule, n=2, times=schedule.times(4))
+    assert chain.times.tolist() == [5, 10, 15, 20]
+    with pytest.raises(ValueError, match="1 noisy times; need at least 2"):
+        Truth.of(law, schedule, times=torch.tensor([0.0, 5.0]))
+    with pytest.raises(ValueError, match="n = 1"):
+        Truth.at(law.sample(1, 0), ExactDenoiser(law, schedule))
+
+
+def test_what_is_not_finite_is_no_estimate():
+    with pytest.raises(ValueError, match="2 of 3 values are NaN or infinite"):
+        Estimate.of(torch.tensor([1.0, math.nan, math.inf]))
+    with pytest.raises(ValueError, match="1 values; an interval needs at least 2"):
+        Estimate.of(torch.ones(1))
+    law, schedule = data.make("gaussian"), schedules.make("vp_cosine")
+    assert prior_kl(law, schedule) == Estimate(0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="SNR 0 has no place in the path KL"):
+        Truth.of(law, schedule, times=schedule.times(5)).path_kl(Mistaken(1.0, schedule))

@@ -19,7 +19,7 @@ from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser, Guided
 from ddpmlab.metrics import permutation_test
 from ddpmlab.samplers import SAMPLERS
-from ddpmlab.training import fit
+from ddpmlab.training import build_seeded, fit
 
 MIXTURE = data.make("gaussian_mixture", means=[[-1.0, 0.3], [0.8, -0.6]], scales=[[0.3, 0.5], [0.6, 0.2]])
 SCHEDULE_NAMES = ("linear", "scaled_linear", "quadratic", "sigmoid", "sech")
@@ -343,7 +343,8 @@ def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name
 def test_a_million_samples_of_a_default_model_hold_no_point_outside_6_sd():
     """The model of the README's example, at half its training."""
     law = data.make("two_moons").standardised()
-    denoiser = Denoiser(networks.make("mlp", shape=(2,)), schedules.make("vp_cosine"), "v")
+    network = build_seeded(lambda: networks.make("mlp", shape=(2,)), 0)
+    denoiser = Denoiser(network, schedules.make("vp_cosine"), "v")
     fit(denoiser, law.split().train, 2_000)
     x0 = samplers.make("dpmpp_2m", n_steps=20).sample(denoiser, 1_000_000, batch_size=50_000)
     assert x0.shape == (1_000_000, 2)
@@ -383,7 +384,8 @@ def test_why_the_published_pipeline_diverges():
     # and trained, with the same network and budget: points thrown out by the first step
     thrown = {}
     for parameterisation in ("epsilon", "v"):
-        network = networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu", time="sinusoidal", time_layers=2)
+        options = {"hidden": (64, 64), "activation": "silu", "time": "sinusoidal", "time_layers": 2}
+        network = build_seeded(lambda: networks.make("mlp", shape=(2,), **options), 0)  # noqa: B023
         denoiser = Denoiser(network, schedule, parameterisation)
         fit(denoiser, law.split().train, 1_500, batch_size=512)
         states = samplers.make("ddpm")(denoiser, n=20_000, seed=0)

@@ -254,7 +254,11 @@ def fetch(mirrors: Sequence[str] | None = None, progress: bool = True) -> dict[s
 # -- Reading -----------------------------------------------------------------------------------------------------------
 
 
-def _pair(found: dict[str, Path], part: str) -> tuple[tuple[Path, int, int], ...]:
+_File = tuple[Path, int, int]
+_Pair = tuple[_File, _File]
+
+
+def _pair(found: dict[str, Path], part: str) -> _Pair:
     """Images and labels of a part, each with what tells a changed file: modification time and size."""
     pair = []
     for kind in ("images-idx3", "labels-idx1"):
@@ -265,8 +269,11 @@ def _pair(found: dict[str, Path], part: str) -> tuple[tuple[Path, int, int], ...
 
 
 @lru_cache(maxsize=4)
-def _read(images: tuple[Path, int, int], labels: tuple[Path, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    pictures = read_pictures(images[0], labels[0])
+def _read(images: _File, labels: _File) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        pictures = read_pictures(images[0], labels[0])
+    except OSError as error:
+        raise DataUnavailable(f"{error.filename} cannot be read ({error.strerror}); {REMEDY}") from error
     for (path, *_), values in zip((images, labels), pictures, strict=True):
         header = b"\x00\x00\x08" + bytes([values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
         content, published = hashlib.md5(header), CONTENT_MD5[path.name.removesuffix(".gz")]
@@ -281,6 +288,36 @@ def _read(images: tuple[Path, int, int], labels: tuple[Path, int, int]) -> tuple
     return pictures
 
 
+@lru_cache(maxsize=4)
+def _of_classes(pair: _Pair, classes: tuple[int, ...] | None) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _read(*pair)
+    if classes is None:
+        return x, y
+    missing = [label for label in classes if label not in y]
+    if missing:
+        raise ValueError(f"class {missing[0]} is not there: {pair[1][0]} has {np.unique(y).tolist()}")
+    kept = np.isin(y, classes)
+    return x[kept], y[kept]
+
+
+@lru_cache(maxsize=16)
+def _moments(pair: _Pair, classes: tuple[int, ...] | None) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels over 255."""
+    counts = np.bincount(_of_classes(pair, classes)[0].reshape(-1), minlength=256).astype(np.float64)
+    level = np.arange(256) / 255
+    mean = float(counts @ level / counts.sum())
+    return mean, math.sqrt(float(counts @ (level - mean) ** 2 / counts.sum()))
+
+
+@lru_cache(maxsize=4)
+def _tensors(pair: _Pair, classes: tuple[int, ...] | None, n: int, mean: float, scale: float) -> tuple[Tensor, Tensor]:
+    """The first n pictures `(n, 1, 28, 28)` float32 and labels `(n,)` int64."""
+    x, y = (values[:n] for values in _of_classes(pair, classes))
+    table = torch.from_numpy(((np.arange(256) / 255 - mean) / scale).astype(np.float32))
+    pictures = table[torch.from_numpy(x.reshape(-1).astype(np.int32))].reshape(-1, *SHAPE)
+    return pictures, torch.from_numpy(y.astype(np.int64))
+
+
 def _chosen(name: str, value: int | None, there: int, classes: tuple[int, ...] | None) -> int:
     if value is None:
         return there
@@ -293,7 +330,7 @@ def _chosen(name: str, value: int | None, there: int, classes: tuple[int, ...] |
 def _checked_classes(classes: int | Iterable[int] | None) -> tuple[int, ...] | None:
     if classes is None:
         return None
-    classes = [classes] if isinstance(classes, int) else list(classes)
+    classes = [classes] if isinstance(classes, int | np.integer) else list(classes)
     for label in classes:
         if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < len(CLASSES):
             raise ValueError(f"class {label!r} is not there; Fashion-MNIST has the classes 0 to {len(CLASSES) - 1}")
@@ -337,64 +374,48 @@ class FashionMNIST(Dataset):
         return len(CLASSES)
 
     @cached_property
-    def _parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """All training and test pictures of the chosen classes, `(n, 28, 28)` uint8, and labels `(n,)`."""
-        found, parts = fetch(), {}
-        for part in ("train", "t10k"):
-            x, y = _read(*_pair(found, part))
-            if self.classes is not None:
-                missing = [label for label in self.classes if label not in y]
-                if missing:
-                    file = found[f"{part}-labels-idx1-ubyte"]
-                    raise ValueError(f"class {missing[0]} is not there: {file} has {np.unique(y).tolist()}")
-                kept = np.isin(y, self.classes)
-                x, y = x[kept], y[kept]
-            parts[part] = x, y
-        return parts
+    def _files(self) -> dict[str, _Pair]:
+        """Images and labels of both halves, found and checked."""
+        found = fetch()
+        return {half: _pair(found, prefix) for half, prefix in (("train", "train"), ("test", "t10k"))}
 
-    def _numpy(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        x, y = self._parts[part]
-        n = self.n_train if part == "train" else self.n_test
+    def _there(self, half: str) -> int:
+        return len(_of_classes(self._files[half], self.classes)[1])
+
+    def _numpy(self, half: str) -> tuple[np.ndarray, np.ndarray]:
+        x, y = _of_classes(self._files[half], self.classes)
+        n = self.n_train if half == "train" else self.n_test
         return x[:n], y[:n]
 
     @property
     def n_train(self) -> int:
         """Number of training pictures kept."""
-        return _chosen("n_train", self._n_train, len(self._parts["train"][0]), self.classes)
+        return _chosen("n_train", self._n_train, self._there("train"), self.classes)
 
     @property
     def n_test(self) -> int:
         """Number of test pictures kept."""
-        return _chosen("n_test", self._n_test, len(self._parts["t10k"][0]), self.classes)
+        return _chosen("n_test", self._n_test, self._there("test"), self.classes)
 
-    @cached_property
+    @property
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of all training pixels of the chosen classes, in own units.
 
         They are those of the whole training set of these classes, whatever `n_train`, so that sets of different sizes
         share their units.
         """
-        counts = np.bincount(self._parts["train"][0].reshape(-1), minlength=256).astype(np.float64)
-        level = np.arange(256) / 255
-        mean = float(counts @ level / counts.sum())
-        return mean, math.sqrt(float(counts @ (level - mean) ** 2 / counts.sum()))
+        return _moments(self._files["train"], self.classes)
 
     def _split(self, mean: float, scale: float) -> Split:
-        table = torch.from_numpy(((np.arange(256) / 255 - mean) / scale).astype(np.float32))
-        halves = []
-        for part in ("train", "t10k"):
-            x, y = self._numpy(part)
-            pictures = table[torch.from_numpy(x.reshape(-1).astype(np.int32))].reshape(-1, *SHAPE)
-            halves.append((pictures, torch.from_numpy(y.astype(np.int64))))
+        halves = [
+            _tensors(self._files[half], self.classes, n, mean, scale)
+            for half, n in (("train", self.n_train), ("test", self.n_test))
+        ]
         (train, train_labels), (test, test_labels) = halves
         return Split(train, test, train_labels, test_labels)
 
     def split(self) -> Split:
         """Training and test pictures `(n, 1, 28, 28)` float32 in [0, 1], with labels `(n,)`. Do not write into them."""
-        return self._own_split
-
-    @cached_property
-    def _own_split(self) -> Split:
         return self._split(0.0, 1.0)
 
     def standardised(self) -> "StandardisedPictures":
@@ -431,13 +452,9 @@ class StandardisedPictures(Dataset):
         """Standard deviation of the training pixels in [0, 1]."""
         return self.pictures.moments[1]
 
-    @cached_property
-    def _split(self) -> Split:
-        return self.pictures._split(self.mean, self.scale)
-
     def split(self) -> Split:
         """Training and test pictures `(n, 1, 28, 28)` float32, with labels `(n,)`. Do not write into them."""
-        return self._split
+        return self.pictures._split(self.mean, self.scale)
 
     def standardised(self) -> "StandardisedPictures":
         """Itself."""
@@ -464,9 +481,9 @@ def export_npy(folder: str | Path, label: int = 0) -> tuple[Path, Path]:
     """
     pictures = FashionMNIST(classes=[label])
     paths = []
-    for part, name in (("train", "train"), ("t10k", "test")):
-        path = Path(folder) / f"fashion_mnist_{label}_{name}.npy"
-        x = pictures._numpy(part)[0]
+    for half in ("train", "test"):
+        path = Path(folder) / f"fashion_mnist_{label}_{half}.npy"
+        x = pictures._numpy(half)[0]
         with atomic(path) as temporary:
             np.save(temporary, x.reshape(len(x), -1) / 255)
         paths.append(path)

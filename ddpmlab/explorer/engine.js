@@ -1519,16 +1519,11 @@ function createEngine(options = {}) {
 
 // What a worker does; its source is this function's text behind that of `createEngine`.
 function explorerWorker(createEngine, options) {
-  const channel = new MessageChannel();
-  let resume = null;
-  channel.port1.onmessage = () => resume();
+  const channel = new MessageChannel(), waiting = [];
+  channel.port1.onmessage = () => waiting.shift()();
   const pause = () =>
     new Promise((resolve) => {
-      resume = ((before) => () => {
-        if (before) before();
-        resume = null;
-        resolve();
-      })(resume);
+      waiting.push(resolve);
       channel.port2.postMessage(0);
     });
   const engine = createEngine(options), receive = engine.serve((message) => self.postMessage(message), pause);

@@ -12,6 +12,16 @@ Started from the prior :math:`\pi = N(0, (\alpha_T^2 + \sigma_T^2) I)` instead o
 the last term is the prior mismatch of a schedule that does not reach noise, and no training removes it. Here q is the
 law at the schedule's first noise level, where a T-step model ends.
 
+A chain of K steps is not that SDE. It draws :math:`x_s` from :math:`N(\mu(x_t, D), \tilde\sigma^2)` and has a
+divergence of its own (`Truth.chain_kl`; the bound of Ho et al. 2020, eq. 5, as Kingma et al. 2021 write it, eq. 13),
+
+.. math:: \mathrm{KL}(q\,\|\,p) \le \mathrm{KL}(q_T\,\|\,\pi) + \mathrm{KL}^\ast
+          + \tfrac12\sum_k (\mathrm{SNR}_{t_{k-1}} - \mathrm{SNR}_{t_k})\, E|D - D^\ast|^2_{t_k},
+
+where :math:`\mathrm{KL}^\ast` is what the exact denoiser pays for steps of finite length: the true reverse steps are
+not Gaussian. The path KL is the limit of the sum for many small steps; for a few long ones the two differ several times
+over.
+
 The probability-flow ODE of the same denoiser, in :math:`\hat x = x/\alpha`,
 
 .. math:: \frac{d\hat x}{d\lambda} = \hat x - D, \qquad
@@ -34,7 +44,8 @@ from ddpmlab.denoisers import Denoising, ExactDenoiser
 from ddpmlab.schedules import DiscreteSchedule, Schedule
 
 LARGEST_NOISE_LEVEL = 200.0
-"""Schedules that reach further are integrated up to here: at SNR = 2.5e-5 nothing is left to tell apart."""
+"""Schedules that reach further are integrated up to here: at SNR = 2.5e-5 nothing is left to tell apart, in the
+standardised units that everything here is in."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,16 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor) -> "Estimate":
-        """From independent values `(n,)`."""
+        """From independent values `(n,)`.
+
+        Raises:
+            ValueError: fewer than 2 values, or one that is not finite.
+        """
+        if len(values) < 2:
+            raise ValueError(f"{len(values)} values; an interval needs at least 2")
+        if not values.isfinite().all():
+            bad = int((~values.isfinite()).sum())
+            raise ValueError(f"{bad} of {len(values)} values are NaN or infinite, and so would their mean be")
         mean, error = float(values.mean()), float(values.std()) / len(values) ** 0.5
         return cls(mean, mean - 1.96 * error, mean + 1.96 * error)
 
@@ -75,6 +95,28 @@ def evaluation_times(schedule: Schedule, n_levels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ChainKL:
+    """A chain's excess over the exact denoiser's by step, in nats; see `Truth.chain_kl`.
+
+    Attributes:
+        total: the sum over all steps between noisy times, with its interval.
+        times: `(K,)`, increasing: a step starts at each.
+        terms, errors: `(K,)`, each step's mean and standard error. The first, which ends at clean data, is not in
+            `total`.
+    """
+
+    total: Estimate
+    times: Tensor
+    terms: Tensor
+    errors: Tensor
+
+    @property
+    def reconstruction(self) -> float:
+        """The term of the last step, from the first noisy time to clean data."""
+        return float(self.terms[0])
+
+
+@dataclass(frozen=True)
 class Truth:
     """Noisy points of a law at several noise levels and their exact posterior means: computed once, used often.
 
@@ -88,29 +130,94 @@ class Truth:
     exact: Tensor
 
     @classmethod
-    def of(cls, law: Law, schedule: Schedule, n_levels: int = 24, n: int = 1_000, seed: int = 0) -> "Truth":
-        """Draw `n` points of `law` with fresh noise at each of `n_levels` levels."""
+    def of(
+        cls,
+        law: Law,
+        schedule: Schedule,
+        n_levels: int = 24,
+        n: int = 1_000,
+        seed: int = 0,
+        times: Tensor | None = None,
+    ) -> "Truth":
+        """Draw `n` points of `law` with fresh noise at each of `n_levels` levels, or at each of `times`.
+
+        For the divergence of a chain, `times` are its own: `schedule.times(n_steps, spacing)`, clean data left out.
+
+        Raises:
+            ValueError: fewer than 2 points or levels, or a time off the schedule.
+        """
+        generator = torch.Generator().manual_seed(seed)
         if n < 2:
             raise ValueError(f"n = {n}; an interval needs at least 2 points")
-        generator, times = torch.Generator().manual_seed(seed), evaluation_times(schedule, n_levels)
-        x0 = law.sample(n, generator)
-        alpha, sigma = schedule(times)
-        x_t = alpha[:, None, None] * x0 + sigma[:, None, None] * torch.randn(
-            (len(times), *x0.shape), generator=generator, dtype=torch.float64
-        )
-        exact = ExactDenoiser(law, schedule)
+        return cls.at(law.sample(n, generator), ExactDenoiser(law, schedule), n_levels, generator, times)
+
+    @classmethod
+    def at(
+        cls,
+        x0: Tensor,
+        exact: Denoising,
+        n_levels: int = 24,
+        seed: int | torch.Generator = 0,
+        times: Tensor | None = None,
+    ) -> "Truth":
+        """As `of`, for given points `(n, dim)` and the denoiser that is exact for them, as that of a training set."""
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        schedule, x0 = exact.schedule, x0.double()
+        if len(x0) < 2:
+            raise ValueError(f"n = {len(x0)}; an interval needs at least 2 points")
+        if times is None:
+            times = evaluation_times(schedule, n_levels)
+        else:
+            times = torch.as_tensor(times, dtype=torch.float64).unique()  # increasing
+            times = times[times > 0]
+            if len(times) < 2:
+                raise ValueError(f"{len(times)} noisy times; need at least 2")
+        alpha, sigma = (a.reshape(-1, *[1] * x0.ndim) for a in schedule(times))
+        noise = torch.randn((len(times), *x0.shape), generator=generator, dtype=torch.float64)
+        x_t = alpha * x0 + sigma * noise
         return cls(times, x_t, torch.stack([exact(x, t) for x, t in zip(x_t, times, strict=True)]))
 
-    def gaps(self, denoiser: Denoising) -> Tensor:
-        r"""Denoising gap :math:`\mathrm{SNR}\,|D - D^\ast|^2` of each point at each level, `(L, n)`."""
+    def squared_errors(self, denoiser: Denoising) -> Tensor:
+        r""":math:`|D - D^\ast|^2` of each point at each level, `(L, n)`."""
         weight = next(denoiser.parameters(), None)
         dtype = torch.float64 if weight is None else weight.dtype
         with torch.no_grad():
             estimates = torch.stack(
                 [denoiser(x.to(dtype), t).double() for x, t in zip(self.x_t, self.times, strict=True)]
             )
-        squared = (estimates - self.exact).square().sum(2)
-        return denoiser.schedule.snr(self.times)[:, None] * squared
+        return (estimates - self.exact).square().flatten(2).sum(2)
+
+    def gaps(self, denoiser: Denoising) -> Tensor:
+        r"""Denoising gap :math:`\mathrm{SNR}\,|D - D^\ast|^2` of each point at each level, `(L, n)`."""
+        return denoiser.schedule.snr(self.times)[:, None] * self.squared_errors(denoiser)
+
+    def chain_kl(self, denoiser: Denoising) -> ChainKL:
+        r"""Excess of the variational bound of the chain that steps through these `times`, over the exact denoiser's.
+
+        One reverse step from t to s is :math:`N(\mu(x_t, D), \tilde\sigma^2 I)`; the true one has mean
+        :math:`\mu(x_t, D^\ast)`, as :math:`\mu` is linear in D (with slope
+        :math:`\alpha_s\sigma_{t|s}^2/\sigma_t^2`). So, whatever the true step's shape, its divergence from the one with
+        D exceeds that from the one with D* by
+        :math:`|\mu(D) - \mu(D^\ast)|^2/2\tilde\sigma^2 = \frac12(\mathrm{SNR}_s - \mathrm{SNR}_t)\,|D - D^\ast|^2`.
+
+        Exact for ancestral sampling with the posterior variance (`ddpm`), in all T steps or in fewer. What it bounds is
+        the law of the last noisy state, as the path KL does. The step from there, t_1, to clean data adds no noise:
+        :math:`\mathrm{SNR}_0` is infinite, and between two point masses there is no divergence. It is left out of the
+        total; its term is :math:`\frac12\mathrm{SNR}_{t_1}|D - D^\ast|^2`, that of a last step with the noise of the
+        channel, :math:`x_0 \sim N(D, \sigma_{t_1}^2/\alpha_{t_1}^2)`, about what is left open of :math:`x_0` there. A
+        last time at SNR 0 is a step like any other.
+
+        Args:
+            denoiser: the denoiser; its schedule is the one that the points were drawn with.
+
+        Raises:
+            ValueError: an error is not finite.
+        """
+        snr = denoiser.schedule.snr(self.times)
+        weights = torch.cat([snr[:1], snr[:-1] - snr[1:]]) / 2
+        terms = weights[:, None] * self.squared_errors(denoiser)
+        errors = terms.std(1) / terms.shape[1] ** 0.5
+        return ChainKL(Estimate.of(terms[1:].sum(0)), self.times, terms.mean(1), errors)
 
     def path_kl(self, denoiser: Denoising, between: tuple[float, float] | None = None) -> Estimate:
         """Path-space KL divergence of the denoiser's reverse SDE from the exact one, in nats.
@@ -123,9 +230,13 @@ class Truth:
                 all of them if omitted. The gap is interpolated there.
 
         Raises:
-            ValueError: `between` reaches beyond the schedule's levels.
+            ValueError: `between` reaches beyond the schedule's levels, or the points hold a level of SNR 0.
         """
         levels, gaps = denoiser.schedule.noise_level(self.times).log(), self.gaps(denoiser)
+        if not levels.isfinite().all():
+            raise ValueError(
+                "a time of SNR 0 has no place in the path KL's integral; leave it out of `times`, or use chain_kl"
+            )
         if between is None:
             return Estimate.of(torch.trapezoid(gaps, levels, dim=0))
         low, high = (math.log(level) for level in between)
@@ -145,13 +256,16 @@ class Truth:
 def prior_kl(law: Law, schedule: Schedule, n: int = 4_000, seed: int = 0) -> Estimate:
     r"""Prior mismatch :math:`\mathrm{KL}(q_T\,\|\,N(0, (\alpha_T^2 + \sigma_T^2) I))`, in nats.
 
-    What a schedule costs by starting from noise that the forward process does not reach.
+    What a schedule costs by starting from noise that the forward process does not reach; exactly 0 at a terminal SNR
+    of 0.
     """
     generator = torch.Generator().manual_seed(seed)
     alpha, sigma = (float(a) for a in schedule(schedule.t_max))
+    if alpha == 0:
+        return Estimate(0.0, 0.0, 0.0)
     x0 = law.sample(n, generator)
     x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-    log_q = law.marginal(x_t, max(alpha, 1e-12), sigma)[0]
+    log_q = law.marginal(x_t, alpha, sigma)[0]
     return Estimate.of(log_q - _log_normal(x_t, alpha**2 + sigma**2))
 
 

@@ -49,6 +49,11 @@ class EMA:
         beta = self.decay if self.gamma is None else (1 - 1 / step) ** (self.gamma + 1)
         torch._foreach_lerp_(list(self.weights.values()), [weights[name] for name in self.weights], 1 - beta)
 
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from an average that was saved."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+
 
 def _profile_dot(step_a, gamma_a, step_b, gamma_b):
     """Inner products of power profiles ending at two steps (EDM2, eq. 154, `p_dot_p`)."""

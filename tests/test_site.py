@@ -13,21 +13,10 @@ from conftest import ROOT
 
 from ddpmlab.book import sphinx_ext
 
-try:
-    from ddpmlab.book.pages import render
-except ImportError:
-    from ddpmlab.batch import render
-
 RESULTS = ROOT / "book" / "results"
 STATES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 SERIOUS = ("serious", "critical")
 MEBIBYTE = 2**20
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The folder of the rendered book."""
-    return render(ROOT / "book", ROOT / "_config.yml", tmp_path_factory.mktemp("site")).parent
 
 
 def pages(site: Path) -> list[Path]:
@@ -64,7 +53,7 @@ def test_every_link_inside_leads_somewhere(site):
             target = (page.parent / unquote(urlsplit(address).path)).resolve() if address else page
             missing = not target.exists()
             if not missing and fragment and target in known:
-                missing = unquote(fragment) not in known[target].ids
+                missing = unquote(fragment).split("?")[0] not in known[target].ids
             if missing:
                 broken.append(f"{page.relative_to(site)}: {link}")
     assert not broken
@@ -75,6 +64,7 @@ NAMELESS = """() => [
   ...[...document.querySelectorAll("article img")].filter((image) => image.alt.length < 20),
 ].map((image) => image.src.slice(-80))"""
 STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"
+OWN = ("asks for: file:", "asks for: data:", "asks for: blob:")
 AXE = {"preload": False, "resultTypes": ["violations"]}
 
 
@@ -109,7 +99,7 @@ def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium
                 for found in axe.run(tab, options=options).response["violations"]:
                     if found["impact"] in SERIOUS:
                         faults.append(f"{name} {scheme}: {found['id']}: {found['nodes'][0]['html'][:160]}")
-        faults += [f"{name}: {text}" for text in said if not text.startswith(("asks for: file:", "asks for: data:"))]
+        faults += [f"{name}: {text}" for text in said if not text.startswith(OWN)]
     context.close()
     assert not faults
 
@@ -169,7 +159,7 @@ def test_the_front_page_answers_in_at_most_400_words_with_numbers_from_tables(si
     page = (site / "index.html").read_text(encoding="utf-8")
     article = page[page.index("<article") : page.index("</article>")]
     plain = re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>", "", article, flags=re.DOTALL))
-    assert len(plain.split()) <= 400
+    assert len(re.findall(r"\w[\w.,%()\N{MINUS SIGN}-]*", plain)) <= 400
     table = pd.read_csv(RESULTS / "settled.csv")
     longest = table[
         (table.dataset == "helix") & (table.metric == "kl") & table.variant.str.startswith("25000 steps, drawn")
@@ -186,8 +176,9 @@ def test_verdicts_under_revision_are_marked_and_listed(site):
     assert ids <= set(sphinx_ext.read_claims(RESULTS))
     assert (site / "verdicts.html").read_text(encoding="utf-8").count("(under revision)") == len(ids)
     front = (site / "index.html").read_text(encoding="utf-8")
+    words = re.sub(r"<[^>]+>", "", front).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     for entry in revisions:
-        assert entry["why"].split("*")[2][2:30] in re.sub(r"<[^>]+>", "", front)
+        assert entry["why"].replace("*", "") in words
 
 
 def test_studies_offer_their_notebook_and_tables(site):

@@ -85,7 +85,7 @@ def article(site: Path, chapter: Chapter, known: set[str]) -> str:
     text = re.sub(r'href="([^"]*)"', inside, text)
     text = re.sub(r'src="(?!data:|https?:)([^"]*)"', lambda m: f'src="{normpath(join(folder, m[1]))}"', text)
     if chapter.number:
-        text = re.sub(r"(<h1[^>]*>)", rf"\1{chapter.number}&ensp;", text, count=1)
+        text = re.sub(r"(<h1[^>]*>)", rf"\g<1>{chapter.number}&ensp;", text, count=1)
     return f'<a id="{_inside(chapter.name)}"></a>{text}'
 
 

@@ -259,6 +259,11 @@ def _literal_words(app, what, name, thing, options, lines: list[str]) -> None:
     lines[:] = ("".join(pieces) + _TICKED.sub(_as_literal, text[start:])).split("\n")
 
 
+def _skip_member(app, what, name, thing, skip, options) -> bool | None:
+    """Fields of a named tuple are in its own docstring."""
+    return True if (getattr(thing, "__doc__", "") or "").startswith("Alias for field number") else None
+
+
 class PackageApi(_Table):
     """The public names of modules and of those inside them, from their docstrings; `:except:` leaves some out."""
 
@@ -503,6 +508,7 @@ def setup(app):
     app.add_directive("package-api", PackageApi)
     app.connect("config-inited", _quiet_thebe)
     app.connect("autodoc-process-docstring", _literal_words)
+    app.connect("autodoc-skip-member", _skip_member)
     app.connect("doctree-read", _label_cells)
     app.connect("doctree-resolved", _link_terms)
     app.connect("html-page-context", _finish_page, priority=900)

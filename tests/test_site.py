@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from ddpmlab.book import sphinx_ext
+from ddpmlab.book import pdf, sphinx_ext
 
 RESULTS = ROOT / "book" / "results"
 STATES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
@@ -200,6 +200,24 @@ def test_status_lists_every_page(site):
     for page, note in json.loads((RESULTS / "provenance.json").read_text()).items():
         assert page.replace("_", " ") in text
         assert note["commit"] in text
+
+
+def test_the_pdf_has_every_page_and_figure_and_its_links_work(site, chromium, tmp_path):
+    printed = pdf.print_book(site, ROOT / "book", tmp_path / "book.pdf", chromium).read_bytes()
+    places = pdf.destinations(printed)
+    chapters = pdf.chapters(ROOT / "book")
+    begins = [places[f"{chapter.name}--"] for chapter in chapters[1:]]
+    assert begins == sorted(set(begins))
+    articles = [pdf.article(site, chapter, {c.name for c in chapters}) for chapter in chapters]
+    figures = re.findall(r'<figure[^>]*id="([^"]+)"', " ".join(articles))
+    assert len(figures) >= 20
+    pictures = set(re.findall(r'<img[^>]*src="([^"]+\.png)"', " ".join(articles)))
+    assert printed.count(b"/Subtype /Image") >= len(pictures)
+    inside = set(re.findall(r'<a [^>]*href="#([^"]+)"', " ".join(articles)))
+    assert inside - set(places) == set()
+    text = pdf.combined(site, ROOT / "book", places)
+    contents = text[text.index('<nav class="book-contents">') : text.index("</nav>")]
+    assert [int(n) for n in re.findall(r"</a>(\d+)</li>", contents)] == begins
 
 
 def test_the_book_is_light(site):

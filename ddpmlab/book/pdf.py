@@ -30,9 +30,9 @@ h1 { font-size: 20pt; margin: 0 0 10pt; } h2 { font-size: 14pt; } h3 { font-size
 a { color: #0b5394; text-decoration: none; } .headerlink, .copybtn, .toctree-wrapper { display: none !important; }
 img { max-width: 100%; height: auto; }
 pre { white-space: pre-wrap; font-size: 7.5pt; break-inside: auto; }
-nav.contents ol { list-style: none; padding: 0; } nav.contents li { display: flex; }
-nav.contents li a { flex: 1; display: flex; } nav.contents li a::after { content: ""; flex: 1; border-bottom: 1px dotted #999; margin: 0 6px 4px; }
-nav.contents .part { font-weight: 700; margin-top: 8pt; }
+nav.book-contents ol { list-style: none; padding: 0; } nav.book-contents li { display: flex; }
+nav.book-contents li a { flex: 1; display: flex; } nav.book-contents li a::after { content: ""; flex: 1; border-bottom: 1px dotted #999; margin: 0 6px 4px; }
+nav.book-contents .part { font-weight: 700; margin-top: 8pt; }
 .title-page { height: 230mm; display: flex; flex-direction: column; justify-content: center; break-after: page; }
 """  # noqa: E501
 _FOOTER = (
@@ -86,7 +86,7 @@ def article(site: Path, chapter: Chapter, known: set[str]) -> str:
     text = re.sub(r'src="(?!data:|https?:)([^"]*)"', lambda m: f'src="{normpath(join(folder, m[1]))}"', text)
     if chapter.number:
         text = re.sub(r"(<h1[^>]*>)", rf"\g<1>{chapter.number}&ensp;", text, count=1)
-    return f'<a id="{_inside(chapter.name)}"></a>{text}'
+    return text.replace("<article", f'<article id="{_inside(chapter.name)}"', 1)
 
 
 def titles(site: Path, found: list[Chapter]) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _contents(found: list[Chapter], heads: dict[str, str], numbers: dict[str, in
         lines.append(
             f'<li><a href="#{_inside(chapter.name)}">{chapter.number}&ensp;{heads[chapter.name]}</a>{number}</li>'
         )
-    return f'<nav class="contents"><h2>Contents</h2><ol>{"".join(lines)}</ol></nav>'
+    return f'<nav class="book-contents"><h2>Contents</h2><ol>{"".join(lines)}</ol></nav>'
 
 
 def combined(site: Path, book: Path, numbers: dict[str, int] | None = None) -> str:
@@ -155,38 +155,47 @@ def find_chromium() -> str:
     raise FileNotFoundError(f"no Chromium: tried {', '.join(wanted)}; install one or set CHROMIUM to its path")
 
 
-def print_book(site: Path, book: Path, output: Path) -> Path:
+def print_book(site: Path, book: Path, output: Path, browser=None) -> Path:
     """Print the rendered book into `output` and return it.
 
     Args:
         site: folder of the rendered pages.
         book: folder of the sources, for the order of `_toc.yml`.
         output: the PDF to write.
+        browser: playwright's `Browser` to print with; a Chromium of its own if omitted.
 
     Raises:
         FileNotFoundError: the site was not rendered, or there is no Chromium.
     """
-    from playwright.sync_api import sync_playwright
-
     if not (site / "index.html").exists():
         raise FileNotFoundError(f"no rendered book in {site}; run `make render` first")
+    if browser is not None:
+        return _print(site, book, output, browser)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as runtime:
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        own = runtime.chromium.launch(executable_path=find_chromium(), args=arguments)
+        try:
+            return _print(site, book, output, own)
+        finally:
+            own.close()
+
+
+def _print(site: Path, book: Path, output: Path, browser) -> Path:
     page = site / "whole-book.html"
     options = {"format": "A4", "print_background": True, "prefer_css_page_size": True, "outline": True, "tagged": True}
     options |= {"display_header_footer": True, "header_template": "<span></span>", "footer_template": _FOOTER}
+    tab, numbers = browser.new_page(color_scheme="light"), {}
     try:
-        with sync_playwright() as runtime:
-            arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            browser = runtime.chromium.launch(executable_path=find_chromium(), args=arguments)
-            tab = browser.new_page(color_scheme="light")
-            numbers: dict[str, int] = {}
-            for _ in range(2):
-                page.write_text(combined(site, book, numbers), encoding="utf-8")
-                tab.goto(page.resolve().as_uri(), wait_until="load", timeout=300_000)
-                tab.evaluate("() => window.MathJax?.startup?.promise")
-                printed = tab.pdf(**options)
-                numbers = destinations(printed)
-            browser.close()
+        for _ in range(2):  # the numbers in the contents take no line of their own, so they stay true
+            page.write_text(combined(site, book, numbers), encoding="utf-8")
+            tab.goto(page.resolve().as_uri(), wait_until="load", timeout=300_000)
+            tab.evaluate("() => window.MathJax?.startup?.promise")
+            printed = tab.pdf(**options)
+            numbers = destinations(printed)
     finally:
+        tab.close()
         page.unlink(missing_ok=True)
     with atomic(output) as temporary:
         temporary.write_bytes(printed)

@@ -39,8 +39,9 @@ async ({ kernel, denoiser, n, steps, runs }) => {
   const client = createClient(createEngine, { workers: 1, kernel }), times = [], busy = [];
   for (let run = 0; run < runs; run++) {
     const start = performance.now();
-    await new Promise((resolve) => client.run("a", { denoiser, sampler: { name: "dpmpp_2m", n_steps: steps }, n, seed: run },
-      () => {}, (done) => { busy.push(done.ms); resolve(); }));
+    const job = { denoiser, sampler: { name: "dpmpp_2m", n_steps: steps }, n, seed: run };
+    const done = await new Promise((resolve) => client.run("a", job, () => {}, resolve));
+    busy.push(done.ms);
     times.push(performance.now() - start);
   }
   const where = client.where()[0];

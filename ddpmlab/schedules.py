@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ddpmlab.registry import Registry
@@ -334,3 +335,31 @@ class VE(_Continuous):
                 f"0 < terminal_snr < {self.sigma_min**-2:g}: it reaches 0 only at infinite sigma"
             )
         return VE(self.sigma_min, terminal_snr**-0.5, self.rho)
+
+
+def ending_at(terminal_snr: float, name: str = "linear", **options) -> dict:
+    r"""The named schedule whose `ubeta` gives it a wanted terminal SNR, as a part of a config.
+
+    Solves :math:`\bar\alpha_T/(1 - \bar\alpha_T)` = `terminal_snr` for :math:`\ln` `ubeta`.
+
+    Args:
+        terminal_snr: SNR at the last step, above 0.
+        name: a discrete schedule with an option `ubeta`.
+        options: its others.
+
+    Raises:
+        ValueError: no `ubeta` from 1e-5 to 0.99 gives it.
+    """
+
+    def miss(log_ubeta: float) -> float:
+        betas = make(name, **options, ubeta=math.exp(log_ubeta)).betas
+        log_alpha_bar = float(torch.log1p(-betas).sum())
+        return log_alpha_bar - math.log(-math.expm1(log_alpha_bar)) - math.log(terminal_snr)
+
+    low, high = math.log(1e-5), math.log(0.99)
+    if not terminal_snr > 0 or miss(low) * miss(high) > 0:
+        raise ValueError(
+            f"terminal_snr = {terminal_snr}; no ubeta from 1e-5 to 0.99 gives {name!r} with {options} that end; "
+            "choose another SNR or more steps"
+        )
+    return {"name": name, **options, "ubeta": round(math.exp(brentq(miss, low, high)), 12)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpmlab import data, metrics, networks, samplers, schedules
-from ddpmlab.denoisers import Denoiser, ExactDenoiser
+from ddpmlab.denoisers import Denoiser, EmpiricalDenoiser, ExactDenoiser
 from ddpmlab.explorer import build_kernel, export
 
 ENGINE = Path(export.__file__).with_name("engine.js")
@@ -77,11 +77,7 @@ def close(found, wanted, tolerance):
 def make_network(name, dim, **options):
     """A network with weights of its seed, its outputs of order 1."""
     torch.manual_seed(3)
-    make = networks.make
-    try:
-        net = make(name, shape=(dim,), **options)
-    except TypeError:
-        net = make(name, dim=dim, **options)
+    net = networks.make(name, shape=(dim,), **options)
     with torch.no_grad():
         for key, weight in net.named_parameters():
             if key.endswith("bias") or ".norms." in key or key.startswith("outlet.0"):
@@ -93,6 +89,9 @@ NETWORKS = {
     "model 1": ("mlp", 3, {"hidden": (64,)}),
     "model 3": ("mlp", 3, {"hidden": (64, 128, 128)}),
     "odd widths": ("mlp", 3, {"hidden": (5, 13), "activation": "gelu"}),
+    "ReLU behind the output": ("mlp", 3, {"hidden": (64, 128, 128), "output_activation": "relu"}),
+    "not told the time": ("mlp", 3, {"hidden": (16, 16), "time": "none"}),
+    "residual, not told the time": ("residual_mlp", 2, {"width": 16, "time": "none", "time_layers": 0}),
     "dropout": ("mlp", 2, {"hidden": (12, 20), "activation": "silu", "dropout": 0.5}),
     "report": ("mlp", 2, {"hidden": (128,) * 3, "activation": "silu", "time": "sinusoidal", "time_layers": 2}),
     "fourier": ("mlp", 3, {"hidden": (32, 32), "fourier_features": 10, "fourier_scale": 0.7, "time": "fourier"}),
@@ -131,20 +130,6 @@ def test_networks_are_torchs(name, kernel):
                 c=c,
             )
             close(found, wanted, 1e-5)
-
-
-def test_output_activation_and_no_time():
-    for options in ({"output_activation": "relu"}, {"time": "none"}):
-        try:
-            net = make_network("mlp", 3, hidden=(16, 16), **options)
-        except (TypeError, ValueError) as error:
-            pytest.skip(f"this version of the package has no such option: {error}")
-        x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            wanted = net(x, torch.full((50,), 0.4))
-        code = "return engine.network(args.spec).run(Float32Array.from(args.x), 50, 0.4)"
-        for kernel in KERNELS:
-            close(run(code, kernel, spec=export.network(net), x=listed(x)), wanted, 1e-5)
 
 
 SCHEDULES = {
@@ -230,6 +215,18 @@ LAWS = {
     "mixture": mixture,
     "mixture, standardised": lambda: mixture().standardised(),
 }
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_denoiser_of_a_training_set(kernel):
+    points = data.make("helix").standardised().sample(301, 0)
+    exact = EmpiricalDenoiser(points, schedules.make("linear", n_steps=100, ubeta=0.1))
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for t in (1.0, 30.0, 100.0):
+        code = "return engine.denoiser(args.spec).denoise(Float32Array.from(args.x), 40, args.t)"
+        close(
+            run(code, kernel, spec=export.denoiser(exact), x=listed(x.float()), t=t), exact(x.float().double(), t), 1e-4
+        )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -679,10 +676,22 @@ async ({ spec, sampler, kernel, n }) => {
 """
 
 
-@pytest.mark.parametrize("blocked", [False, True], ids=["in workers", "workers blocked"])
+_BLOCKS = {
+    None: None,
+    "refused": "window.Worker = class { constructor() { throw new Error('blocked'); } };",
+    "refused later": """
+        window.Worker = class {
+          constructor() { setTimeout(() => this.onerror(new Event("error")), 5); }
+          postMessage() { throw new Error("it never started"); }
+          terminate() {}
+        };""",
+}
+
+
+@pytest.mark.parametrize("blocked", _BLOCKS, ids=["in workers", "workers refused", "workers refused later"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_client_runs_what_the_engine_does(kernel, blocked, client_page):
-    script = "window.Worker = class { constructor() { throw new Error('blocked'); } };" if blocked else None
+    script = _BLOCKS[blocked]
     spec = _network_spec()
     sampler = {"name": "ddpm", "n_steps": 10}
     found = client_page(script).evaluate(_RUN, {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50})
@@ -720,7 +729,8 @@ def test_a_client_cancels_answers_and_tells_errors(client_page):
       client.close();
       let closed = "";
       try { client.run("a", slow); } catch (error) { closed = error.message; }
-      return { seen, cancelled, fresh, errors, distance, fit: fit.means.length, D: D.length, x: Array.from(x), band, closed };
+      const sizes = { fit: fit.means.length, D: D.length };
+      return { seen, cancelled, fresh, errors, distance, ...sizes, x: Array.from(x), band, closed };
     }
     """
     bad = _without("layers.0.bias")

@@ -70,11 +70,6 @@ def schedule(schedule: schedules.Schedule, name: str | None = None) -> dict[str,
     return {**spec, "name": name or spec["kind"], "spacing": schedule.spacing}
 
 
-def _shape(part: Any) -> list[int]:
-    shape = getattr(part, "shape", None)
-    return list(shape) if shape is not None else [part.dim]
-
-
 def _activation(module: nn.Module) -> str:
     if type(module) not in _ACTIVATIONS or getattr(module, "approximate", "none") != "none":
         raise ValueError(f"an activation {module} does not run in the page; {_REMEDY}")
@@ -100,7 +95,7 @@ def network(network: nn.Module, label: int | None = None, half: bool = False) ->
     embedding = type(network.time[0]).__name__
     spec: dict[str, Any] = {
         "kind": _KINDS[type(network)],
-        "shape": _shape(network),
+        "shape": list(network.shape),
         "time": {"Identity": "scalar", "Sinusoidal": "sinusoidal", "Fourier": "fourier"}.get(embedding, "none"),
     }
     if isinstance(network, networks.MLP):
@@ -171,6 +166,8 @@ def denoiser(
         if not spec["exact"]:
             raise ValueError(f"the exact denoiser of {denoiser.law.name} does not run in the page; {_REMEDY}")
         return {"type": "exact", "title": title or "exact", **common, "law": spec}
+    if type(denoiser) is denoisers.EmpiricalDenoiser and not denoiser.n_classes:
+        return {"type": "empirical", "title": title or "training set", **common, "points": tensor(denoiser.points)}
     raise ValueError(f"a denoiser of class {type(denoiser).__name__} does not run in the page; {_REMEDY}")
 
 
@@ -189,16 +186,13 @@ def sampler(sampler: samplers.Sampler) -> dict[str, Any]:
 
 def build(config: Mapping[str, Any]) -> denoisers.Denoiser:
     """The untrained denoiser of a stored network's config, see `train_models`."""
-    own = data.make(config["law"])
-    shape = {"shape": own.shape} if hasattr(own, "shape") else {"dim": own.dim}
-    options = dict(config["network"])
-    try:
-        net = networks.make(options.pop("name"), **shape, **options)
-    except TypeError:  # networks that count coordinates
-        options = dict(config["network"])
-        net = networks.make(options.pop("name"), dim=own.dim, **options)
-    options = dict(config["schedule"])
-    return denoisers.Denoiser(net, schedules.make(options.pop("name"), **options), config["parameterisation"])
+    (kind, options), (process, betas) = (_named(config[part]) for part in ("network", "schedule"))
+    network = networks.make(kind, shape=data.make(config["law"]).shape, **options)
+    return denoisers.Denoiser(network, schedules.make(process, **betas), config["parameterisation"])
+
+
+def _named(part: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return part["name"], {key: value for key, value in part.items() if key != "name"}
 
 
 def stored() -> list[str]:

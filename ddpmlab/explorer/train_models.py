@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from ddpmlab import data
 from ddpmlab.explorer import export
 from ddpmlab.files import atomic
-from ddpmlab.training import fit
+from ddpmlab.training import build_seeded, fit
 
 SEED = 0
 _HOMEWORK = {"name": "linear", "n_steps": 50, "lbeta": 1e-5, "ubeta": 1.28e-2}
@@ -135,9 +134,7 @@ def train(name: str, folder: Path = export.WEIGHTS) -> list[Path]:
     steps = {s: max(1, round(s * per_epoch)) if config["stage_unit"] == "epochs" else s for s in config["stages"]}
     epochs = options.pop("epochs", None)
     n_steps = options.pop("n_steps", None) or round(epochs * per_epoch)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        denoiser = export.build(config)
+    denoiser = build_seeded(lambda: export.build(config), SEED)
     result = fit(denoiser, points, n_steps, keep_steps=list(steps.values()), seed=SEED, context=name, **options)
     weights = result.averages or result.weights
     frequencies = {key: value for key, value in denoiser.network.state_dict().items() if key.endswith("frequency")}

@@ -37,7 +37,9 @@ LADDER = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
 WITHHELD = (0.5, 0.9)
 """Lengths between a half and a full sleeve, which the withheld experiment keeps from a network."""
 _FAINT = 0.25
-_TORSO = slice(8, 20)
+TORSO = slice(OUTER + 1, SIZE - OUTER - 1)
+"""Columns that belong to no sleeve."""
+_MIDDLE = slice(8, 20)
 
 
 def as_pictures(x: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ def _extreme(lit: Tensor, dim: int, first: bool, default: int) -> Tensor:
 def measure(pictures: Tensor) -> Garment:
     """Where the garments lie: `Garment` of pictures `(n, 28, 28)` in [0, 1]."""
     x = as_pictures(pictures)
-    torso = x[:, :, _TORSO]
+    torso = x[:, :, _MIDDLE]
     middle = torso[:, :, 1:-1].flatten(1)
     brightness = torch.where(middle > 0.08, middle, torch.nan).nanquantile(0.6, dim=1).nan_to_num(1.0)
     lit = torso.mean(2) > THRESHOLD / 2 * brightness[:, None]
@@ -161,8 +163,7 @@ def ghost_index(pictures: Tensor) -> Tensor:
 
 def torso_distance(pictures: Tensor, others: Tensor) -> Tensor:
     """Root mean square difference outside the sleeves (the middle 14 columns), `(n,)`: is it still the same top?"""
-    middle = slice(OUTER + 1, SIZE - OUTER - 1)
-    x, y = as_pictures(pictures)[:, :, middle], as_pictures(others)[:, :, middle]
+    x, y = as_pictures(pictures)[:, :, TORSO], as_pictures(others)[:, :, TORSO]
     return (x - y).square().mean((1, 2)).sqrt()
 
 

@@ -1,0 +1,331 @@
+r"""Rivals: density models that need no diffusion, fitted to the same training points and scored in the same nats.
+
+Each is fitted by maximum likelihood, chooses its own size, and is scored by
+
+.. math:: \mathrm{KL}(q\,\|\,p) = E_{x \sim q}[\ln q(x) - \ln p(x)]
+
+on fresh points of the law q, whose density is known. All in standardised units.
+
+- *Kernel density*: a Gaussian at each training point, its width the one of the largest held-out likelihood.
+- *Gaussian mixture*: full covariances, by expectation maximisation, the number of components by BIC.
+- *Normalising flow*: coupling layers of rational-quadratic splines (Durkan et al. 2019).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from time import process_time
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torch.nn.functional import softmax, softplus
+
+from ddpmlab import data
+from ddpmlab.data.laws import Law
+from ddpmlab.metrics.calibration import fresh_points, stream
+from ddpmlab.metrics.distances import distance_blocks
+from ddpmlab.metrics.likelihood import Estimate
+
+COMPONENTS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A density model.
+
+    Attributes:
+        log_prob: log density of points `(n, d)`, in nats, `(n,)` float64.
+        parameters: how many numbers it keeps.
+        seconds: of one core's computing (all threads added up) to fit, the search for its size included.
+        choice: what it chose, such as its number of components.
+        final_seconds: of the fit that was chosen alone.
+    """
+
+    log_prob: Callable[[Tensor], Tensor]
+    parameters: int
+    seconds: float
+    choice: dict[str, Any]
+    final_seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a rival reads on one law: see `Fitted`, and its divergence from the law in nats with its 95% interval."""
+
+    name: str
+    kl: float
+    low: float
+    high: float
+    parameters: int
+    seconds: float
+    final_seconds: float
+    choice: dict[str, Any]
+
+
+def _held_out(points: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    points = points.double()
+    n = round(share * len(points))
+    if points.ndim != 2 or n < 1 or n >= len(points):
+        raise ValueError(f"points have shape {tuple(points.shape)}; need (n, dim) with enough to hold {share:.0%} out")
+    order = torch.randperm(len(points), generator=stream("held out by a rival", seed))
+    return points[order[n:]], points[order[:n]]
+
+
+def _log_kernel_density(x: Tensor, centres: Tensor, width: float) -> Tensor:
+    """Log of the mean of N(x; centre, width^2 I) over the centres, `(n,)`."""
+    blocks = [d.square_().div_(-2 * width**2).logsumexp(1) for _, d in distance_blocks(x, centres)]
+    return torch.cat(blocks) - math.log(len(centres)) - 0.5 * x.shape[1] * math.log(2 * math.pi * width**2)
+
+
+def kernel_density(points: Tensor, seed: int = 0, held_out: float = 0.1, most: int = 1_000) -> Fitted:
+    """Kernel density estimate: isotropic Gaussians of the width that makes held-out points likeliest.
+
+    Args:
+        points: training points `(n, d)`.
+        seed: which of them are held out, and then put back.
+        held_out: their share.
+        most: so many of them are looked at.
+
+    Raises:
+        ValueError: too few points.
+    """
+    start = process_time()
+    train, test = _held_out(points, held_out, seed)
+    test = test[:most]
+
+    def loss(log_width):
+        return -float(_log_kernel_density(test, train, math.exp(log_width)).mean())
+
+    rule = math.log(len(train)) / -(points.shape[1] + 4)  # Scott's rule, an upper end for laws of unit variance
+    found = minimize_scalar(loss, bounds=(rule - 4, rule + 0.5), method="bounded", options={"xatol": 0.01})
+    width, centres = math.exp(found.x), points.double()
+    seconds = process_time() - start
+    return Fitted(
+        lambda x: _log_kernel_density(x.double(), centres, width),
+        points.numel() + 1,
+        seconds,
+        {"width": width},
+        seconds,
+    )
+
+
+def gaussian_mixture(
+    points: Tensor,
+    seed: int = 0,
+    components: Iterable[int] = COMPONENTS,
+    patience: int = 2,
+    tolerance: float = 1e-5,
+    max_iter: int = 1_000,
+) -> Fitted:
+    r"""Gaussian mixture with the number of components of the smallest BIC, :math:`k\ln n - 2\ln L`.
+
+    Expectation maximisation from k-means (scikit-learn), until an iteration gains less than `tolerance` nats a point:
+    scikit-learn's own 1e-3 stops several thousandths of a nat short.
+
+    Args:
+        points: training points `(n, d)`.
+        seed: of k-means.
+        components: numbers to try, increasing.
+        patience: stop after so many numbers in a row that are no better than the best.
+        tolerance, max_iter: of expectation maximisation.
+
+    Raises:
+        ValueError: no number of components.
+    """
+    array, best, tried, since, start = points.double().numpy(), None, {}, 0, process_time()
+    for k in sorted(components):
+        began = process_time()
+        model = GaussianMixture(k, tol=tolerance, max_iter=max_iter, random_state=seed).fit(array)
+        tried[k], seconds = float(model.bic(array)), process_time() - began
+        if best is None or tried[k] < best[0]:
+            best, since = (tried[k], model, seconds), 0
+        else:
+            since += 1
+            if since >= patience:
+                break
+    if best is None:
+        raise ValueError("no number of components to try; give at least one")
+    _, model, final = best
+    k, d = model.n_components, array.shape[1]
+    return Fitted(
+        lambda x: torch.from_numpy(model.score_samples(x.double().numpy())),
+        k - 1 + k * d + k * d * (d + 1) // 2,
+        process_time() - start,
+        {"components": k, "bic": tried},
+        final,
+    )
+
+
+class Spline(nn.Module):
+    r"""Coupling layer: one coordinate goes through a monotone rational-quadratic spline set by the others.
+
+    The spline maps [-b, b] to itself in `bins` pieces and is the identity beyond (Durkan et al. 2019, eqs. 4, 5): with
+    :math:`\xi` the position within a piece of slope s and end derivatives :math:`\delta_0, \delta_1`,
+
+    .. math:: y = y_0 + (y_1 - y_0)\,\frac{s\xi^2 + \delta_0\xi(1 - \xi)}{s + (\delta_0 + \delta_1 - 2s)\,\xi(1 - \xi)}.
+
+    Args:
+        dim: of a point, at least 2.
+        coordinate: which one is mapped.
+        width: of the two hidden layers that look at the others.
+        bins: pieces.
+        bound: b.
+    """
+
+    def __init__(self, dim: int, coordinate: int, width: int = 64, bins: int = 16, bound: float = 5.0):
+        super().__init__()
+        self.coordinate, self.bins, self.bound = coordinate, bins, bound
+        self.others = [k for k in range(dim) if k != coordinate]
+        self.network = nn.Sequential(
+            nn.Linear(dim - 1, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3 * bins - 1)
+        )
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mapped points `(n, d)` and the log derivative `(n,)`."""
+        least, b = 1e-3, self.bound
+        raw = self.network(x[:, self.others])
+        sizes = raw[:, : 2 * self.bins].reshape(-1, 2, self.bins)
+        sizes = least + (1 - least * self.bins) * softmax(sizes, -1)
+        knots = nn.functional.pad(sizes.cumsum(-1), (1, 0)) * 2 * b - b  # (n, 2, bins + 1): of x and of y
+        inner = least + softplus(raw[:, 2 * self.bins :] + math.log(math.expm1(1 - least)))
+        slopes = nn.functional.pad(inner, (1, 1), value=1.0)  # (n, bins + 1)
+        value = x[:, self.coordinate]
+        inside = value.abs() < b
+        u = torch.where(inside, value, 0.0)[:, None]
+        piece = (u >= knots[:, 0, 1:-1]).sum(1, keepdim=True)
+        x0, x1 = (knots[:, 0].gather(1, piece + k)[:, 0] for k in (0, 1))
+        y0, y1 = (knots[:, 1].gather(1, piece + k)[:, 0] for k in (0, 1))
+        d0, d1 = (slopes.gather(1, piece + k)[:, 0] for k in (0, 1))
+        s, xi = (y1 - y0) / (x1 - x0), (u[:, 0] - x0) / (x1 - x0)
+        both = xi * (1 - xi)
+        below = s + (d0 + d1 - 2 * s) * both
+        mapped = y0 + (y1 - y0) * (s * xi**2 + d0 * both) / below
+        derivative = s**2 * (d1 * xi**2 + 2 * s * both + d0 * (1 - xi) ** 2) / below**2
+        out = x.clone()
+        out[:, self.coordinate] = torch.where(inside, mapped, value)
+        return out, torch.where(inside, derivative.log(), 0.0)
+
+
+class SplineFlow(nn.Module):
+    """Spline couplings that take the coordinates in turn, onto N(0, I): a density by change of variables."""
+
+    def __init__(self, dim: int, n_layers: int = 8, **options):
+        super().__init__()
+        if dim < 2:
+            raise ValueError(f"dim = {dim}; a coupling needs at least 2 coordinates")
+        self.layers = nn.ModuleList(Spline(dim, i % dim, **options) for i in range(n_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log density `(n,)` of points `(n, d)`, in nats."""
+        total = torch.zeros(len(x), dtype=x.dtype)
+        for layer in self.layers:
+            x, gained = layer(x)
+            total = total + gained
+        return total - 0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))
+
+
+@torch.random.fork_rng(devices=[])
+def spline_flow(
+    points: Tensor,
+    seed: int = 0,
+    n_steps: int = 4_000,
+    batch_size: int = 1_024,
+    learning_rate: float = 3e-3,
+    held_out: float = 0.1,
+    check_every: int = 200,
+    **options,
+) -> Fitted:
+    """Normalising flow, trained by Adam with a cosine to zero; the weights of the best held-out likelihood are kept.
+
+    Args:
+        points: training points `(n, d)`.
+        seed: of weights, batches and which points are held out.
+        n_steps, batch_size, learning_rate: of Adam.
+        held_out: share of points to choose the step by.
+        check_every: how often to look at them.
+        options: of `SplineFlow`.
+
+    Raises:
+        ValueError: too few points, or points on a line.
+    """
+    start = process_time()
+    train, test = (part.float() for part in _held_out(points, held_out, seed))
+    torch.manual_seed(seed)
+    generator, flow = torch.Generator().manual_seed(seed), SplineFlow(points.shape[1], **options)
+    adam = torch.optim.Adam(flow.parameters(), lr=learning_rate, fused=True)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, n_steps)
+    best, weights, at = -math.inf, None, 0
+    for step in range(1, n_steps + 1):
+        batch = train[torch.randint(len(train), (batch_size,), generator=generator)]
+        adam.zero_grad()
+        (-flow(batch).mean()).backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        adam.step()
+        rate.step()
+        if step % check_every == 0 or step == n_steps:
+            with torch.no_grad():
+                value = float(flow(test).mean())
+            if value > best:
+                best, weights, at = value, {k: v.clone() for k, v in flow.state_dict().items()}, step
+    if weights is None:
+        raise ArithmeticError(f"the flow's likelihood is not finite; lower learning_rate = {learning_rate}")
+    flow.load_state_dict(weights)
+    flow = flow.double().requires_grad_(False)
+    seconds = process_time() - start
+    return Fitted(
+        lambda x: torch.cat([flow(part) for part in x.double().split(20_000)]),
+        sum(p.numel() for p in flow.parameters()),
+        seconds,
+        {"step": at},
+        seconds,
+    )
+
+
+RIVALS: dict[str, Callable[..., Fitted]] = {
+    "kernel density": kernel_density,
+    "Gaussian mixture": gaussian_mixture,
+    "normalising flow": spline_flow,
+}
+
+
+def held_out_kl(model: Fitted, law: Law, n: int = 20_000, seed: int = 0) -> Estimate:
+    """KL divergence of a model from the law, in nats, on `n` fresh points; the same points for every model of a seed.
+
+    Raises:
+        ValueError: a density is not finite somewhere.
+    """
+    x = fresh_points(law, n, seed)
+    return Estimate.of(law.log_prob(x) - model.log_prob(x))
+
+
+def score_rival(name: str, law: Law, points: Tensor | None = None, n: int = 20_000, seed: int = 0, **options) -> Score:
+    """Fit a rival to the law's training split (or to `points`) and score it.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in RIVALS:
+        raise ValueError(f"unknown rival {name!r}; choose one of: {', '.join(RIVALS)}")
+    model = RIVALS[name](law.split().train if points is None else points, seed=seed, **options)
+    found = held_out_kl(model, law, n, seed)
+    return Score(
+        name, found.value, found.low, found.high, model.parameters, model.seconds, model.final_seconds, model.choice
+    )
+
+
+def rivals_table(laws: Iterable[str], seeds: Iterable[int], names: Iterable[str] = tuple(RIVALS), n: int = 20_000):
+    """All rivals on several laws: one row per (law, rival, seed)."""
+    laws, seeds, names = list(laws), list(seeds), list(names)
+    rows = [
+        {"dataset": law, "seed": seed, **asdict(score_rival(name, data.make(law).standardised(), n=n, seed=seed))}
+        for law in laws
+        for name in names
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows)

@@ -305,6 +305,37 @@ class VPCosine(_Continuous):
         return VPCosine(terminal_snr, self.t_min)
 
 
+@SCHEDULES.register("rectified")
+class Rectified(_Continuous):
+    r"""Straight lines from data to noise: :math:`\alpha_t = 1 - (1 - a)\,t`, :math:`\sigma_t = t`.
+
+    With terminal SNR 0 (a = 0) the interpolation of rectified flow (Liu et al. 2023, eq. 1) and of flow matching's
+    optimal transport (Lipman et al. 2023, eq. 20 without its least noise). The variance is not preserved: for data of
+    unit variance it is 1/2 half way.
+
+    Args:
+        terminal_snr: SNR at t = 1, :math:`a^2`.
+        t_min: first noisy time, where training starts.
+    """
+
+    def __init__(self, terminal_snr: float = 0.0, t_min: float = 1e-3):
+        if not 0 <= terminal_snr < 1:
+            raise ValueError(f"terminal_snr = {terminal_snr}; need 0 <= terminal_snr < 1, so that alpha falls")
+        if not 0 < t_min < 1:
+            raise ValueError(f"t_min = {t_min}; need 0 < t_min < 1")
+        self.t_min, self._fall = t_min, 1 - math.sqrt(terminal_snr)
+
+    def _scales(self, t):
+        return 1 - self._fall * t, t.clone()
+
+    def time_of(self, noise_level):
+        level = torch.as_tensor(noise_level, dtype=torch.float64)
+        return (1 / (1 / level + self._fall)).clamp(self.t_min, 1)
+
+    def rescaled(self, terminal_snr=0.0):
+        return Rectified(terminal_snr, self.t_min)
+
+
 @SCHEDULES.register("ve")
 class VE(_Continuous):
     r"""Variance exploding: :math:`\alpha_t = 1`, :math:`\sigma_t = \sigma_{max}\, t^\rho`.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser
+from ddpmlab.lab import weights
 from ddpmlab.lab.scores import SCORES
 from ddpmlab.training import Options, build_seeded
 
@@ -89,12 +90,14 @@ class Experiment:
             of the training set), `law` (no denoiser at all: fresh points of the law, a perfect sampler). For the
             others network and training have no effect.
         training: how to train.
+        weights: committed weights (`lab.weights`) to take in place of a training.
         n_samples: how many points to draw.
         guidance: classifier-free guidance towards balanced classes, 1 for plain conditional samples; unconditional
             samples if omitted.
         metrics: names of scores, see `scores.SCORES`.
         average: sample from averaged weights instead of the last ones: true, or which of several widths.
         seed: fixes everything.
+        draw: which samples of the same training; scores that draw take it for another seed.
 
     Raises:
         ValueError: a name or a value out of range, or parts that do not fit together.
@@ -107,12 +110,14 @@ class Experiment:
     parameterisation: str = "epsilon"
     denoiser: str = "network"
     training: Training = field(default_factory=lambda: Training(epochs=100))
+    weights: str | None = None
     sampler: str | dict[str, Any] = "ddpm"
     n_samples: int = 5_000
     guidance: float | None = None
     metrics: tuple[str, ...] = ("emd_128",)
     average: bool | float = False
     seed: int = 0
+    draw: int = 0
 
     def __post_init__(self):
         for name in ("dataset", "schedule", "network", "sampler"):
@@ -131,6 +136,8 @@ class Experiment:
             needed = max(needed, score.n)
         if self.n_samples < needed:
             raise ValueError(f"n_samples = {self.n_samples}; the metrics {list(self.metrics)} compare {needed}")
+        if self.weights is not None:
+            weights.path(self.weights)
         if self.average is not False and not self.training.widths:
             raise ValueError(f"average = {self.average} needs training with ema_decay or ema_sigma_rel")
         if not isinstance(self.average, bool) and self.average not in self.training.widths:

@@ -119,7 +119,7 @@ def _work(payload: bytes) -> None:
     torch.set_num_threads(1)
     try:
         if reference is not None:
-            stages.reference(*reference, store)
+            stages.references(*reference, store)
         for run in runs:
             try:
                 stages.score(run.config, run.step, store)
@@ -182,7 +182,7 @@ def compute(
 
     scored = {
         (r.config.dataset["name"], m): (r.config.dataset, m)
-        for r in runs for m in r.config.metrics if SCORES[m].of == "pair"
+        for r in runs for m in r.config.metrics if SCORES[m].calibrated
     }  # fmt: skip
     references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
     jobs = missing(runs, store)
@@ -220,14 +220,18 @@ def gather(study: str, runs: Iterable[Run], store: Store | None = None) -> pd.Da
     rows, factors = [], list(dict.fromkeys(name for run in runs for name in run.factors))
     for run in runs:
         name = run.config.dataset["name"]
-        values = stages.score(run.config, run.step, store)
+        values, bounds_of = stages.score(run.config, run.step, store), {}
+        for metric in run.config.metrics:
+            if SCORES[metric].calibrated:
+                found = stages.references(run.config.dataset, metric, store)
+                bounds_of |= {column: (SCORES[metric].n, value) for column, value in found.items()}
         for metric, value in values.items():
             if metric.endswith(" p"):
                 continue
             n, bounds = None, (None, None, None)
-            if metric in SCORES and SCORES[metric].of == "pair":
-                found = stages.reference(run.config.dataset, metric, store)
-                n, bounds = SCORES[metric].n, (found.floor_mean, found.floor_sd, found.ceiling_mean)
+            if metric in bounds_of:
+                n, found = bounds_of[metric]
+                bounds = found.floor_mean, found.floor_sd, found.ceiling_mean
             row = (study, name, run.variant, run.config.seed, metric, n, value, *bounds, values.get(f"{metric} p"))
             rows.append((*row, *(run.factors.get(factor) for factor in factors)))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *factors])

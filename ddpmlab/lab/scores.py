@@ -6,13 +6,15 @@ generated *samples* alone; or the *denoiser*, against the exact one.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ddpmlab import metrics
-from ddpmlab.metrics import calibration, moons, two_sample
+from ddpmlab.data import make
+from ddpmlab.metrics import calibration, images, moons, two_sample
 from ddpmlab.registry import Registry
 
 SCORES = Registry("metric")
@@ -31,6 +33,7 @@ class Score:
         test: the statistic of `two_sample.permutation_test` that gives it a p-value, against fresh points per seed.
         dataset: the only dataset that has it, if it is not one of every.
         calibration_repeats: draws behind a pair's floor and ceiling.
+        floors: `(dataset) -> {column: Calibration}` of a score of samples that has floors and ceilings of its own.
     """
 
     function: Callable[..., Any]
@@ -40,6 +43,12 @@ class Score:
     test: str | None = None
     dataset: str | None = None
     calibration_repeats: int = 20
+    floors: Callable[[Any], dict[str, calibration.Calibration]] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has floors and ceilings."""
+        return self.of == "pair" or self.floors is not None
 
     def mean(self, x: Tensor, y: Tensor, seed: int) -> float:
         """Mean over the draws of a pair."""
@@ -98,6 +107,52 @@ def _emd_of_parts(points: Tensor, dataset, seed: int) -> dict[str, float]:
     values = [score.mean(part, test, k) for k, part in enumerate(points.split(128))]
     return {"emd_128_mean": sum(values) / len(values)}
 
+
+@cache
+def _real_pictures(name: str, classes: tuple[int, ...] | None) -> images.Reference:
+    return images.Reference.of(make(name, classes=None if classes is None else list(classes)))
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """Scores of the first `n` pictures against as many test pictures; see `metrics.images`.
+
+    Attributes:
+        n: pictures a side.
+        names: which; of the Frechet distance also against training pictures (`frechet_distance_train`).
+        suffix: of the columns.
+    """
+
+    n: int
+    names: tuple[str, ...]
+    suffix: str = ""
+
+    def __call__(self, points: Tensor, dataset, seed: int) -> dict[str, float]:
+        real, x = _real_pictures(dataset.name, dataset.classes), dataset.to_own_units(points[: self.n].float())
+        labels = torch.arange(self.n) % dataset.n_classes  # as `stages` asks for them
+        values = real.scores(x, labels, names=self.names)
+        if "frechet_distance" in self.names:
+            values["frechet_distance_train"] = real.scores(x, against="train", names=["frechet_distance"])[
+                "frechet_distance"
+            ]
+        return {f"{name}{self.suffix}": value for name, value in values.items()}
+
+    def floors(self, dataset) -> dict[str, calibration.Calibration]:
+        """Floors and ceilings of the columns."""
+        real = _real_pictures(dataset.name, dataset.classes)
+        found = real.calibration(self.n, repeats=5, names=self.names)
+        if "frechet_distance" in self.names:
+            train = real.calibration(self.n, repeats=5, against="train", names=["frechet_distance"])
+            found["frechet_distance_train"] = train["frechet_distance"]
+        return {f"{name}{self.suffix}": value for name, value in found.items()}
+
+
+_FEW = ("frechet_distance", "class_accuracy")
+for _n, _names in ((10_000, images.SCORES), (2_048, _FEW), (500, _FEW)):
+    _pictures = PictureScores(_n, tuple(_names), "" if _n == 10_000 else f"_{_n}")
+    SCORES.register(f"pictures_{_n}")(
+        Score(_pictures, _n, of="samples", dataset="fashion_mnist", floors=_pictures.floors)
+    )
 
 for _name, _score in {
     "emd_128": Score(calibration.emd_total, 128, repeats=50, calibration_repeats=200),

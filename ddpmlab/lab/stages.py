@@ -22,6 +22,7 @@ from torch import Tensor
 from ddpmlab import data, denoisers, networks, samplers, schedules
 from ddpmlab.denoisers import Denoising, ExactDenoiser, Guided
 from ddpmlab.lab import store as stores
+from ddpmlab.lab import weights
 from ddpmlab.lab.config import Experiment, Part, build_denoiser, standardised
 from ddpmlab.lab.scores import SCORES
 from ddpmlab.lab.source import code_hash, versions
@@ -53,6 +54,8 @@ def _schedule(part: Part) -> list:
 
 def train_key(config: Experiment) -> str:
     """Key of a training: everything that its weights depend on."""
+    if config.weights is not None:
+        return f"{config.weights}-{weights.digest(config.weights)}"
     dataset = config.data
     options = config.training.options(config.training.n_points or dataset.n_train)
     found = {
@@ -74,7 +77,7 @@ def train_key(config: Experiment) -> str:
 
 def sample_key(config: Experiment, step: int | None = None) -> str:
     """Key of the samples of a config."""
-    found: dict[str, Any] = {"n": config.n_samples, "seed": config.seed, "code": code_hash(_sample)}
+    found: dict[str, Any] = {"n": config.n_samples, "seed": sampling_seed(config), "code": code_hash(_sample)}
     if config.denoiser == "network":
         found |= {"train": train_key(config), "step": step, "average": config.average, "guidance": config.guidance}
     else:
@@ -96,7 +99,7 @@ def score_key(config: Experiment, step: int | None, metric: str) -> str:
         found |= {"step": step, "average": config.average}
         made_by = train_key(config) if config.denoiser == "network" else config.denoiser
         return _hash(found | {"train": made_by, "schedule": _schedule(config.schedule)})
-    return _hash(found | {"sample": sample_key(config, step), "seed": config.seed})
+    return _hash(found | {"sample": sample_key(config, step), "seed": config.seed, "draw": config.draw})
 
 
 # --- stages ----------------------------------------------------------------------------------------------------
@@ -127,6 +130,8 @@ def train(
     on_step: Callable[[int], None] | None = None,
 ) -> Fit:
     """Train, or fetch from the store; a run that was interrupted continues from its checkpoint."""
+    if config.weights is not None:
+        raise ValueError(f"weights = {config.weights!r} are given; there is nothing to train")
     store = store or stores.default()
     key = train_key(config)
     entry = store.get("train", key)
@@ -163,6 +168,8 @@ def trained(config: Experiment, step: int | None = None, store: Store | None = N
         return denoisers.EmpiricalDenoiser(split.train, config.make_schedule(), labels=split.train_labels)
     if config.denoiser == "law":
         raise ValueError("fresh points of the law have no denoiser; choose denoiser='exact' or 'network'")
+    if config.weights is not None:
+        return _loaded(config)
     result = train(config, store)
     kept = result.weights
     if config.average is not False:
@@ -175,19 +182,33 @@ def trained(config: Experiment, step: int | None = None, store: Store | None = N
     return denoiser.eval().requires_grad_(False)
 
 
+def sampling_seed(config: Experiment) -> int:
+    """Seed of a config's samples and of the draws of its scores: its own, apart for every draw of them."""
+    return config.seed + 7_919 * config.draw
+
+
+def _loaded(config: Experiment) -> Denoising:
+    """The denoiser of committed weights."""
+    denoiser = build_denoiser(config)
+    denoiser.network.load_state_dict(weights.read(config.weights)[0])
+    return denoiser.eval().requires_grad_(False)
+
+
 def _sample(config: Experiment, denoiser: Denoising | None) -> tuple[Tensor, dict[str, Any]]:
     """Samples of a denoiser by a config's sampler; without one, fresh points of the law."""
     start = perf_counter()
     if denoiser is None:
-        points = config.data.sample(config.n_samples, LAW_SEED + config.seed)
+        points = config.data.sample(config.n_samples, LAW_SEED + sampling_seed(config))
         return points, {"seconds_sample": perf_counter() - start, "nfe": 0}
     sampler = samplers.SAMPLERS.build(config.sampler)
-    seed = config.seed + (SAMPLING_SEED if config.denoiser == "network" else 0)
+    seed = sampling_seed(config) + (SAMPLING_SEED if config.denoiser == "network" else 0)
     options: dict[str, Any] = {} if len(config.data.shape) == 1 else {"batch_size": 500}
     if config.guidance is not None:
         options["label"] = torch.arange(config.n_samples) % denoiser.n_classes
         denoiser = Guided(denoiser, scale=config.guidance)
-    points = sampler.sample(denoiser, config.n_samples, seed=seed, **options)
+    half = config.training.precision == "bf16" and config.denoiser == "network"
+    with torch.autocast(config.training.options(1).torch_device.type, torch.bfloat16, enabled=half):
+        points = sampler.sample(denoiser, config.n_samples, seed=seed, **options)
     seconds = perf_counter() - start
     return points, {"seconds_sample": seconds, "nfe": sampler.nfe(denoiser.schedule)}
 
@@ -206,18 +227,18 @@ def sample(config: Experiment, step: int | None = None, store: Store | None = No
 
 def _score(config: Experiment, metric: str, points: Tensor | None, denoiser, store: Store) -> dict[str, float]:
     """One score: its columns, and a permutation p-value by the score's name and ` p`."""
-    score = SCORES[metric]
+    score, seed = SCORES[metric], sampling_seed(config)
     if score.of == "denoiser":
         return {metric: score.function(config, denoiser, store)}
     dataset, points = config.data, points.double()
     points = points[points.flatten(1).isfinite().all(1)]
     if score.of == "samples":
-        return score.function(points, dataset, config.seed)
+        return score.function(points, dataset, seed)
     test = dataset.split().test.double()
-    values = {metric: score.mean(points, test, config.seed)}
+    values = {metric: score.mean(points, test, seed)}
     if score.test is not None:  # against points of its own: tests that share a sample are not independent
-        fresh = dataset.sample(score.n, TEST_SEED + config.seed) if hasattr(dataset, "sample") else test[: score.n]
-        tested = two_sample.permutation_test(points[: score.n], fresh, score.test, seed=config.seed)
+        fresh = dataset.sample(score.n, TEST_SEED + seed) if hasattr(dataset, "sample") else test[: score.n]
+        tested = two_sample.permutation_test(points[: score.n], fresh, score.test, seed=seed)
         values[f"{metric} p"] = tested.p_value
     return values
 
@@ -235,7 +256,7 @@ def score(config: Experiment, step: int | None = None, store: Store | None = Non
         finite = points.flatten(1).isfinite().all(1)
         far = (points.abs() > calibration.DIVERGENT).flatten(1).any(1)
         if config.denoiser == "network":
-            note = store.note("train", train_key(config))
+            note = weights.read(config.weights)[1] if config.weights else store.note("train", train_key(config))
             values = {"seconds_train": note["seconds"] if note else train(config, store).seconds, **cost}
             values["divergent_share"] = float((~finite | far).double().mean())
     for metric in config.metrics:
@@ -254,13 +275,16 @@ def score(config: Experiment, step: int | None = None, store: Store | None = Non
 # --- what scores are read against ------------------------------------------------------------------------------
 
 
-def _floor_and_ceiling(dataset: data.Dataset, metric: str) -> calibration.Calibration:
+def _floor_and_ceiling(dataset: data.Dataset, metric: str) -> dict[str, calibration.Calibration]:
     score = SCORES[metric]
+    if score.floors is not None:
+        return score.floors(dataset)
     split = dataset.split()
     reference = dataset if isinstance(dataset, data.Law) else split.train
-    return calibration.floor_and_ceiling(
+    found = calibration.floor_and_ceiling(
         score.function, reference, score.n, score.calibration_repeats, test=split.test
-    )  # fmt: skip
+    )
+    return {metric: found}
 
 
 def reference_key(dataset: Part, metric: str) -> str:
@@ -268,21 +292,28 @@ def reference_key(dataset: Part, metric: str) -> str:
     return _hash([*described, versions(*_SCORING)])
 
 
-def reference(dataset: str | Part, metric: str, store: Store | None = None) -> calibration.Calibration:
-    """Floor and ceiling of a score of pairs for a dataset: single draws of real and of noise against its test split.
+def references(dataset: str | Part, metric: str, store: Store | None = None) -> dict[str, calibration.Calibration]:
+    """Floors and ceilings of a score for a dataset, by column.
+
+    Those of a pair are single draws of real and of noise against the test split.
 
     Raises:
-        ValueError: the score is not one of pairs.
+        ValueError: the score has none.
     """
-    if SCORES[metric].of != "pair":
-        raise ValueError(f"{metric} is a score of {SCORES[metric].of}: it has no floor and ceiling")
+    if not SCORES[metric].calibrated:
+        raise ValueError(f"{metric} is a score of {SCORES[metric].of} without floor and ceiling")
     part = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
     store, key = store or stores.default(), reference_key(part, metric)
     entry = store.get("reference", key)
     if entry is None:
-        found = asdict(_floor_and_ceiling(standardised(part), metric))
+        found = {name: asdict(value) for name, value in _floor_and_ceiling(standardised(part), metric).items()}
         entry = store.put("reference", key, {"values": found, "made": ["reference", part, metric]})
-    return calibration.Calibration(**entry.note["values"])
+    return {name: calibration.Calibration(**value) for name, value in entry.note["values"].items()}
+
+
+def reference(dataset: str | Part, metric: str, store: Store | None = None) -> calibration.Calibration:
+    """Floor and ceiling of a score that has one column, see `references`."""
+    return references(dataset, metric, store)[metric]
 
 
 def truth(dataset: str | Part, schedule: str | Part, store: Store | None = None) -> likelihood.Truth:

@@ -99,7 +99,7 @@ class Study:
         pace, seconds, steps = [], 0.0, 0
         seen = set()
         for run in self.runs:
-            if run.config.denoiser != "network" or (key := stages.train_key(run.config)) in seen:
+            if run.config.denoiser != "network" or run.config.weights or (key := stages.train_key(run.config)) in seen:
                 continue
             seen.add(key)
             note = store.note("train", key)

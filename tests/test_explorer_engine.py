@@ -148,6 +148,7 @@ SCHEDULES = {
     "quadratic": {"n_steps": 20},
     "scaled_linear": {"n_steps": 1_000, "lbeta": 1e-4, "ubeta": 2e-2},
     "vp_cosine": {},
+    "rectified": {"terminal_snr": 0.01},
     "ve": {"sigma_min": 0.011, "sigma_max": 8.0},
 }
 
@@ -174,6 +175,12 @@ def test_schedules(name):
         np.testing.assert_allclose(times, schedule.times(n, spacing).numpy(), rtol=0, atol=1e-15)
 
 
+def test_nothing_of_the_package_is_left_out():
+    assert set(schedules.SCHEDULES) == set(SCHEDULES)
+    assert {name.split(",")[0] for name in SAMPLERS} == set(samplers.SAMPLERS)
+    assert {kind for kind, *_ in NETWORKS.values()} == {"mlp", "residual_mlp"}
+
+
 def test_zero_terminal_snr_of_a_discrete_schedule():
     schedule = schedules.make("linear", n_steps=20).rescaled(0.0)
     spec = export.schedule(schedule)
@@ -190,6 +197,7 @@ def test_zero_terminal_snr_of_a_discrete_schedule():
 PROCESSES = {
     "linear": schedules.make("linear", n_steps=50),
     "vp": schedules.make("vp_cosine", terminal_snr=1e-3),
+    "rectified": schedules.make("rectified", terminal_snr=1e-3),
     "ve": schedules.make("ve", sigma_min=0.011, sigma_max=8.0),
 }
 
@@ -313,6 +321,7 @@ def test_samplers_are_the_packages():
         (schedules.make("linear", n_steps=50, ubeta=0.2), None),
         (schedules.make("linear", n_steps=50, ubeta=0.2), 7),
         (schedules.make("vp_cosine"), 12),
+        (schedules.make("rectified"), 10),
         (schedules.make("ve", sigma_min=0.02, sigma_max=10.0), 9),
     ):
         exact = ExactDenoiser(law, schedule)
@@ -534,13 +543,13 @@ BAD = {
     "NaN": (BUILD, _nan(), ["layers.2.bias", "1 of 8", "diverged"]),
     "kind": (BUILD, _changed(("network", "kind"), "transformer"), ["transformer", "mlp, residual_mlp"]),
     "activation": (BUILD, _changed(("network", "activation"), "tanh"), ["tanh", "relu, silu, gelu"]),
-    "parameterisation": (BUILD, _changed(("parameterisation",), "flow"), ["flow", "epsilon, x0, v, edm"]),
+    "parameterisation": (BUILD, _changed(("parameterisation",), "score"), ["score", "epsilon, x0, v, edm, flow"]),
     "epsilon at SNR 0": (
         BUILD,
         _changed(("schedule",), {"kind": "vp_cosine", "terminal_snr": 0, "t_min": 0.001}),
-        ["SNR of 0", "x0, v or edm"],
+        ["SNR of 0", "x0, v, edm or flow"],
     ),
-    "schedule": (BUILD, _changed(("schedule", "kind"), "flow"), ["flow", "discrete, vp_cosine, ve"]),
+    "schedule": (BUILD, _changed(("schedule", "kind"), "flow"), ["flow", "discrete, vp_cosine, rectified, ve"]),
     "alpha_bars": (BUILD, _changed(("schedule", "alpha_bars"), [0.9, 0.95]), ["alpha_bars[1] = 0.95", "decrease"]),
     "no schedule": (BUILD, _changed(("schedule",), None), ["schedule", "export"]),
     "label": (BUILD, _changed(("network", "label"), 1), ["no classes", "n_classes"]),

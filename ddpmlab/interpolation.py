@@ -796,9 +796,10 @@ def share_interval(hits: Sequence[float], level: float = 0.95) -> tuple[float, f
 def sleeve_ways(
     reading: Callable[[Tensor], Tensor],
     groups: tuple[Tensor, Tensor] | None = None,
-    n_steps: int = 12,
-    depth: float = 5.0,
-    noise_depth: float = 1.0,
+    n_steps: int = 10,
+    depth: float = 10.0,
+    noise_depth: float = 2.0,
+    n_dense: int = 21,
 ) -> dict[str, Way]:
     """The ways that the study compares, by the name they have in its table.
 
@@ -808,9 +809,11 @@ def sleeve_ways(
         n_steps: steps of every encoding and decoding.
         depth: noise level of the encodings.
         noise_depth: noise level of the ways that add noise.
+        n_dense: frames among which a search chooses.
     """
     shared = {"n_steps": n_steps}
     flow = {**shared, "depth": depth}
+    guided = {"reading": reading, "strength": 3.0, "until": 0.5}
     return {
         "pixel average": Pixels(),
         "noise, shared": Noise(**shared, depth=noise_depth),
@@ -821,10 +824,12 @@ def sleeve_ways(
         "flow, closed form": Flow(**flow, mix="gaussian"),
         "class embeddings": Labels(**flow),
         "bottleneck direction": Direction(**flow, groups=groups),
-        "flow, searched": Searched(way=Flow(**flow), reading=reading),
-        "direction, searched": Searched(way=Direction(**flow, groups=groups), reading=reading, reach=3.0),
-        "guided": GuidedTo(**flow, reading=reading),
-        "guided, from the mix": GuidedTo(**flow, reading=reading, start="mix"),
+        "flow, searched": Searched(way=Flow(**flow), reading=reading, n_dense=n_dense),
+        "direction, searched": Searched(
+            way=Direction(**flow, groups=groups), reading=reading, n_dense=n_dense, reach=3
+        ),
+        "guided": GuidedTo(**flow, **guided),
+        "guided, from the mix": GuidedTo(**flow, **guided, start="mix"),
     }
 
 

@@ -342,28 +342,21 @@ def fit_ruler(
     learning_rate: float = 1e-3,
     width: int = 16,
     seed: int = 0,
-    start: SleeveRuler | None = None,
 ) -> SleeveRuler:
     """Train a `SleeveRuler` on ladders: half of a batch cut from long sleeves, half regrown on short ones.
 
     Both sides of a picture get lengths of their own, uniform in [0, 1.15] and at most what there is; a third of the
-    batches is blurred, as the posterior means are that guidance looks at. Below half of the cuts the rest of the sleeve
-    stays as a ghost of up to 85% of its brightness, which counts for nothing: a sleeve must be opaque to be long. Adam
-    with a cosine decay, squared error.
+    batches is blurred, as the posterior means are that guidance looks at. Adam with a cosine decay, squared error.
 
     Args:
         long: tops with full sleeves `(n, 28, 28)`, see `ladder_bases`.
         short: tops with half sleeves `(m, 28, 28)`.
         n_steps, batch_size, learning_rate, width, seed: of the training.
-        start: a ruler whose training goes on; a copy of it is trained.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ruler = SleeveRuler(width)
-    if start is not None:
-        ruler = SleeveRuler(start.width)
-        ruler.load_state_dict(start.state_dict())
     long, short = as_pictures(long), as_pictures(short)
     optimiser = torch.optim.Adam(ruler.parameters(), lr=learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
@@ -371,9 +364,8 @@ def fit_ruler(
     for step in range(n_steps):
         lengths = (1.15 * torch.rand(2 * half, 2, generator=generator)).clamp(max=1)
         chosen = [torch.randint(len(of), (half,), generator=generator) for of in (long, short, long)]
-        whole, opaque = long[chosen[0]], cut(long[chosen[0]], lengths[:half])
-        ghost = (1.7 * torch.rand(half, 1, 1, generator=generator) - 0.85).clamp(min=0)
-        x = torch.cat([opaque + ghost * (whole - opaque), regrow(short[chosen[1]], long[chosen[2]], lengths[half:])])
+        grown = regrow(short[chosen[1]], long[chosen[2]], lengths[half:])
+        x = torch.cat([cut(long[chosen[0]], lengths[:half]), grown])
         if step % 3 == 0:
             x = _blurred(x, 0.4 + 1.1 * float(torch.rand(1, generator=generator)))
         lengths = torch.minimum(lengths, torch.cat([ends[chosen[0]], ends[chosen[2]]]))

@@ -97,10 +97,10 @@ def test_divergences_of_a_trained_model_and_how_they_relate():
     this close to the truth both are small, and we check that they agree within a factor of five.
     """
     law, schedule = data.make("two_moons").standardised(), schedules.make("cosine", n_steps=100, max_beta=0.5)
-    network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
-    denoiser, truth = Denoiser(network, schedule, "v"), Truth.of(law, schedule)
-    path, flow = [], []
+    truth, path, flow = Truth.of(law, schedule), [], []
     for n_steps in (200, 1_500):
+        network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
+        denoiser = Denoiser(network, schedule, "v")
         fit(denoiser, law.split().train, n_steps, batch_size=512)
         path.append(truth.path_kl(denoiser))
         flow.append(nll_gap(denoiser, law, n=1_000))

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -114,22 +115,25 @@ def fit(
             def save():
                 checkpoints.save(Path(checkpoint), run, whose)
 
-        denoiser.train()
-        _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context or "unnamed")
-        denoiser.eval()
+        try:
+            denoiser.train()
+            _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context or "unnamed")
+        finally:
+            denoiser.eval()
     return run.result
 
 
 def _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context) -> None:
     network, optimiser, result, last = run.network, run.optimiser, run.result, options.n_steps
     kept, anneal = {*options.keep_steps, last}, options.decay != "none" or options.warmup
-    autocast = torch.autocast(run.running.device.type, torch.bfloat16, enabled=options.precision == "bf16")
+    half = torch.autocast(run.running.device.type, torch.bfloat16)
+    precision = half if options.precision == "bf16" else nullcontext()
     averaged, levels = _averaged(network), _levels(denoiser, options, run.running.device)
     bar = tqdm(total=last, initial=run.step, desc="training", disable=not progress, mininterval=1.0, leave=False)
     began, before = perf_counter(), result.seconds
     for step in range(run.step + 1, last + 1):
         x0, noise, t, label = run.draws()
-        with autocast:
+        with precision:
             loss = denoiser.loss(x0, t, noise, options.weighting, label, levels(t)).mean()
         for weight in weights:
             weight.grad = None

@@ -1,11 +1,10 @@
-"""Command line: run studies, build the book."""
+"""Command line: run studies, see where they stand, build the book, fetch data, look after the store."""
 
+import ast
+import sys
 from pathlib import Path
 
 import click
-import yaml
-
-from ddpmlab import batch
 
 
 class _Commands(click.Group):
@@ -14,15 +13,41 @@ class _Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except (batch.StudyError, ValueError) as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("ddpmlab"):
+                raise
+            raise click.ClickException(
+                f"this command needs {error.name}, which is not installed: pip install 'ddpmlab[book]'"
+            ) from error
+        except (ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, RecursionError | NotImplementedError):
+                raise
             raise click.ClickException(str(error)) from error
+
+
+def value_of(text: str):
+    """A parameter's value from the command line: a number, list, mapping, true/false, null, or else the text itself.
+
+    Raises:
+        ValueError: text that begins like a list, mapping or quoted string and does not end like one.
+    """
+    plain = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in plain:
+        return plain[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text[:1] in "[{('\"":
+            raise ValueError(f"cannot read the value {text!r}: its brackets or quotes do not match") from None
+        return text
 
 
 _root = click.option(
     "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".",
     help="Folder with book/, notebooks/ and _config.yml.",
 )  # fmt: skip
-_profile = click.option("--profile", type=click.Choice(batch.PROFILES), default="quick", show_default=True)
+_profile = click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+_force = click.option("--force", is_flag=True, help="Run what is fresh, too.")
 
 
 @click.group(cls=_Commands)
@@ -30,40 +55,111 @@ def main() -> None:
     """What makes a small diffusion model good: run the studies and build the book."""
 
 
+def _run(project, studies, profile, overrides, force, into=None, dry_run=False) -> None:
+    from ddpmlab.book import batch, pages
+
+    todo = batch.plan(project, studies, profile, overrides, force)
+    if dry_run:
+        for name in pages.chosen(project, studies):
+            found = pages.status(project, name, profile)
+            state = "would run" if name in todo else "fresh"
+            runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
+            click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
+        return
+    failed = batch.run(project, todo, profile, into, say=click.echo)
+    for message in failed.values():
+        click.echo(message, err=True)
+    if failed:
+        sys.exit(1)
+
+
+def _expected(runs) -> str:
+    if runs is None or not runs.missing:
+        return ""
+    return ", time unknown" if runs.expected is None else f", about {runs.expected / 60:.1f} core-minutes of training"
+
+
 @main.command()
-@click.argument("study")
+@click.argument("studies", nargs=-1)
 @_profile
 @click.option("-p", "--parameter", nargs=2, multiple=True, metavar="NAME VALUE", help="Override one parameter.")
-@click.option("--into", type=click.Path(file_okay=False, path_type=Path), help="Folder for page and tables.")
+@click.option("--into", type=click.Path(file_okay=False, path_type=Path), help="Folder for pages and tables.")
+@click.option("--dry-run", is_flag=True, help="List what is cached and what would be computed.")
+@_force
 @_root
-def run(study: str, profile: str, parameter, into: Path | None, root: Path) -> None:
-    """Run one STUDY through papermill, without rendering."""
-    manifest = batch.read_manifest(root / "notebooks")
-    if study not in manifest:
-        raise ValueError(f"unknown study {study}; choose from: {', '.join(manifest)}")
-    into = into or root / "_build" / "runs"
-    overrides = {name: yaml.safe_load(value) for name, value in parameter}
-    seconds = batch.run_study(
-        study, profile, {**(manifest[study][profile] or {}), **overrides}, root / "notebooks", into
-    )
-    click.echo(f"{study} done in {seconds:.0f} s: {into / 'studies' / study}.ipynb")
+def run(studies, profile: str, parameter, into: Path | None, dry_run: bool, force: bool, root: Path) -> None:
+    """Run STUDIES (all that are not fresh, if none is named), without rendering."""
+    from ddpmlab.book.pages import Project
+
+    overrides = {name: value_of(value) for name, value in parameter}
+    _run(Project(root.resolve()), studies, profile, overrides, force, into and into.resolve(), dry_run)
+
+
+@main.command()
+@click.argument("studies", nargs=-1)
+@_profile
+@_root
+def status(studies, profile: str, root: Path) -> None:
+    """Say of each study whether its page is fresh, and what of its runs is in the store."""
+    from ddpmlab.book import pages
+
+    project = pages.Project(root.resolve())
+    for name in pages.chosen(project, studies):
+        found = pages.status(project, name, profile)
+        known = found.provenance
+        made = f" ({known['seconds']:.0f} s, {known.get('device', '?')}, {known.get('commit', '?')})" if known else ""
+        runs = f"; {found.runs.present} runs there, {found.runs.missing} missing" if found.runs else ""
+        click.echo(f"{name:18} {found.state:8} {found.why}{made}{runs}{_expected(found.runs)}")
 
 
 @main.command()
 @_profile
 @click.argument("studies", nargs=-1)
+@_force
 @_root
-def book(profile: str, studies: tuple[str, ...], root: Path) -> None:
-    """Run all STUDIES (or those named) and render the book."""
-    click.echo(batch.build_book(profile, root.resolve(), studies))
+def book(profile: str, studies: tuple[str, ...], force: bool, root: Path) -> None:
+    """Run all STUDIES that are not fresh (or those named) and render the book."""
+    from ddpmlab.book import pages
+
+    project = pages.Project(root.resolve())
+    _run(project, studies, profile, {}, force)
+    output = project.build if profile == "full" else project.build / "quick"
+    click.echo(pages.render(project.book(profile), project.root / "_config.yml", output))
 
 
 @main.command()
 @_root
 def render(root: Path) -> None:
     """Render the committed pages, running nothing."""
+    from ddpmlab.book import pages
+
     root = root.resolve()
-    click.echo(batch.render(root / "book", root / "_config.yml", root / "_build"))
+    click.echo(pages.render(root / "book", root / "_config.yml", root / "_build"))
+
+
+@main.command()
+@click.option("--prune", is_flag=True, help="Delete the entries that no present code can reach.")
+def cache(prune: bool) -> None:
+    """Show the size of the store, and prune it."""
+    from ddpmlab.lab import stages
+    from ddpmlab.lab import store as stores
+
+    store, sizes, dead = stores.default(), {}, []
+    for kind, key, size in store.entries():
+        n, total = sizes.get(kind, (0, 0))
+        sizes[kind] = n + 1, total + size
+        made = (store.note(kind, key) or {}).get("made")
+        if made is None or stages.key_of(made) != key:
+            dead.append((kind, key, size))
+    click.echo(store.url)
+    for kind, (n, total) in sizes.items():
+        click.echo(f"{kind:10} {n:7,} entries {total / 2**20:10,.1f} MiB")
+    unreachable = sum(size for *_, size in dead) / 2**20
+    click.echo(f"out of reach of present code: {len(dead):,} entries, {unreachable:,.1f} MiB")
+    if prune:
+        for kind, key, _ in dead:
+            store.delete(kind, key)
+        click.echo("deleted them")
 
 
 if __name__ == "__main__":

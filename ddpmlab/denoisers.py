@@ -13,11 +13,14 @@ variance-preserving schedules; data are standardised), and its output F is read 
 .. math::
     \text{epsilon:}\; D = \frac{x_t - \sigma F}{\alpha}, \qquad \text{x0:}\; D = F, \qquad
     \text{v:}\; D = \frac{\alpha x_t - \sigma F}{s^2}, \qquad
-    \text{edm:}\; D = \frac{\alpha}{s^2} x_t + \frac{\sigma}{s} F .
+    \text{edm:}\; D = \frac{\alpha}{s^2} x_t + \frac{\sigma}{s} F, \qquad
+    \text{flow:}\; D = \frac{x_t - \sigma F}{\alpha + \sigma} .
 
-`edm` is Karras et al. 2022, eq. 7 and table 1 with :math:`\sigma_{data} = 1`, written for any :math:`\alpha`. Training
-minimises :math:`w\,|F - F^\ast|^2` with :math:`F^\ast` the output that would give :math:`x_0`; per parameterisation
-:math:`|F - F^\ast|^2 = k\,|D - x_0|^2`, so that a weighting is the same whatever the network predicts.
+`edm` is Karras et al. 2022, eq. 7 and table 1 with :math:`\sigma_{data} = 1`, written for any :math:`\alpha`. `flow`
+predicts :math:`\varepsilon - x_0`, the velocity along the `rectified` schedule's straight lines (Liu et al. 2023).
+
+Training minimises :math:`w\,|F - F^\ast|^2` with :math:`F^\ast` the output that would give :math:`x_0`; per
+parameterisation :math:`|F - F^\ast|^2 = k\,|D - x_0|^2`, so that a weighting is the same whatever the network predicts.
 """
 
 import itertools
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 from ddpmlab.data.laws import Law
 from ddpmlab.schedules import Schedule
 
-PARAMETERISATIONS = ("epsilon", "x0", "v", "edm")
+PARAMETERISATIONS = ("epsilon", "x0", "v", "edm", "flow")
 WEIGHTINGS = ("simple", "snr+1 inverse", "min-snr", "edm")
 MIN_SNR_GAMMA = 5.0
 _TINY = 1e-12
@@ -103,7 +106,7 @@ class Denoiser(Denoising):
         network: maps points `(n, *shape)`, conditioning numbers `(n,)` and, with `n_classes`, labels `(n,)` to
             `(n, *shape)`.
         schedule: the forward process.
-        parameterisation: `epsilon`, `x0`, `v` or `edm`. `edm` conditions the network on a quarter of
+        parameterisation: `epsilon`, `x0`, `v`, `edm` or `flow`. `edm` conditions the network on a quarter of
             ln(sigma / alpha), the others on t / t_max.
 
     Raises:
@@ -117,7 +120,7 @@ class Denoiser(Denoising):
                 f"unknown parameterisation {parameterisation!r}; choose one of: {', '.join(PARAMETERISATIONS)}"
             )
         if parameterisation == "epsilon" and schedule.terminal_snr == 0:
-            raise ValueError("epsilon prediction cannot start from a terminal SNR of 0; choose x0, v or edm")
+            raise ValueError("epsilon prediction cannot start from a terminal SNR of 0; choose x0, v, edm or flow")
         self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
         self.shape, self.n_classes = getattr(network, "shape", None), getattr(network, "n_classes", 0)
 
@@ -162,6 +165,8 @@ class Denoiser(Denoising):
             return output
         if self.parameterisation == "epsilon":
             return (x_t - sigma * output) / alpha
+        if self.parameterisation == "flow":
+            return (x_t - sigma * output) / (alpha + sigma)
         variance = alpha**2 + sigma**2
         if self.parameterisation == "v":
             return (alpha * x_t - sigma * output) / variance
@@ -184,9 +189,10 @@ class Denoiser(Denoising):
             return torch.stack(parts, 1)
         # a = SNR/(1 + SNR), b = 1/(1 + SNR); both weights below are per |D - x0|^2 and carry a common factor b
         a, b = (alpha**2 / variance).clamp(min=_TINY), (sigma**2 / variance).clamp(min=_TINY)
-        own = {"epsilon": a, "x0": b, "v": variance, "edm": torch.ones_like(a)}[self.parameterisation]
-        wanted = {"snr+1 inverse": a * b, "min-snr": torch.minimum(a, MIN_SNR_GAMMA * b), "edm": torch.ones_like(a)}
-        return torch.stack([*parts, wanted[weighting] / own], 1)
+        one, flow = torch.ones_like(a), (alpha + sigma) ** 2 / variance
+        own = {"epsilon": a, "x0": b, "v": variance, "edm": one, "flow": flow}[self.parameterisation]
+        wanted = {"snr+1 inverse": a * b, "min-snr": torch.minimum(a, MIN_SNR_GAMMA * b), "edm": one}[weighting]
+        return torch.stack([*parts, wanted / own], 1)
 
     def loss(
         self,
@@ -224,6 +230,8 @@ class Denoiser(Denoising):
             target = x0
         elif self.parameterisation == "v":
             target = alpha * noise - sigma * x0
+        elif self.parameterisation == "flow":
+            target = noise - x0
         else:
             target = (sigma * x0 - alpha * noise) / scale
         error = (output - target).square().flatten(1).mean(1)

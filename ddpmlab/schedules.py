@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ddpmlab.registry import Registry
@@ -308,6 +309,37 @@ class VPCosine(_Continuous):
         return VPCosine(terminal_snr, self.t_min)
 
 
+@SCHEDULES.register("rectified")
+class Rectified(_Continuous):
+    r"""Straight lines from data to noise: :math:`\alpha_t = 1 - (1 - a)\,t`, :math:`\sigma_t = t`.
+
+    With terminal SNR 0 (a = 0) the interpolation of rectified flow (Liu et al. 2023, eq. 1) and of flow matching's
+    optimal transport (Lipman et al. 2023, eq. 20 without its least noise). The variance is not preserved: for data of
+    unit variance it is 1/2 half way.
+
+    Args:
+        terminal_snr: SNR at t = 1, :math:`a^2`.
+        t_min: first noisy time, where training starts.
+    """
+
+    def __init__(self, terminal_snr: float = 0.0, t_min: float = 1e-3):
+        if not 0 <= terminal_snr < 1:
+            raise ValueError(f"terminal_snr = {terminal_snr}; need 0 <= terminal_snr < 1, so that alpha falls")
+        if not 0 < t_min < 1:
+            raise ValueError(f"t_min = {t_min}; need 0 < t_min < 1")
+        self.t_min, self._fall = t_min, 1 - math.sqrt(terminal_snr)
+
+    def _scales(self, t):
+        return 1 - self._fall * t, t.clone()
+
+    def time_of(self, noise_level):
+        level = torch.as_tensor(noise_level, dtype=torch.float64)
+        return (1 / (1 / level + self._fall)).clamp(self.t_min, 1)
+
+    def rescaled(self, terminal_snr=0.0):
+        return Rectified(terminal_snr, self.t_min)
+
+
 @SCHEDULES.register("ve")
 class VE(_Continuous):
     r"""Variance exploding: :math:`\alpha_t = 1`, :math:`\sigma_t = \sigma_{max}\, t^\rho`.
@@ -338,3 +370,31 @@ class VE(_Continuous):
                 f"0 < terminal_snr < {self.sigma_min**-2:g}: it reaches 0 only at infinite sigma"
             )
         return VE(self.sigma_min, terminal_snr**-0.5, self.rho)
+
+
+def ending_at(terminal_snr: float, name: str = "linear", **options) -> dict:
+    r"""The named schedule whose `ubeta` gives it a wanted terminal SNR, as a part of a config.
+
+    Solves :math:`\bar\alpha_T/(1 - \bar\alpha_T)` = `terminal_snr` for :math:`\ln` `ubeta`.
+
+    Args:
+        terminal_snr: SNR at the last step, above 0.
+        name: a discrete schedule with an option `ubeta`.
+        options: its others.
+
+    Raises:
+        ValueError: no `ubeta` from 1e-5 to 0.99 gives it.
+    """
+
+    def miss(log_ubeta: float) -> float:
+        betas = make(name, **options, ubeta=math.exp(log_ubeta)).betas
+        log_alpha_bar = float(torch.log1p(-betas).sum())
+        return log_alpha_bar - math.log(-math.expm1(log_alpha_bar)) - math.log(terminal_snr)
+
+    low, high = math.log(1e-5), math.log(0.99)
+    if not terminal_snr > 0 or miss(low) * miss(high) > 0:
+        raise ValueError(
+            f"terminal_snr = {terminal_snr}; no ubeta from 1e-5 to 0.99 gives {name!r} with {options} that end; "
+            "choose another SNR or more steps"
+        )
+    return {"name": name, **options, "ubeta": round(math.exp(brentq(miss, low, high)), 12)}

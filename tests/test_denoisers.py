@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ SCHEDULES = {
     "zero": schedules.make("linear").rescaled(),
     "vp": schedules.make("vp_cosine"),
     "ve": schedules.make("ve"),
+    "rectified": schedules.make("rectified"),
 }
 
 
@@ -42,7 +44,7 @@ class Told(nn.Module):
 def test_the_perfect_output_gives_back_x0_at_every_time(name, parameterisation):
     schedule = SCHEDULES[name]
     if parameterisation == "epsilon" and schedule.terminal_snr == 0:
-        with pytest.raises(ValueError, match="terminal SNR of 0; choose x0, v or edm"):
+        with pytest.raises(ValueError, match="terminal SNR of 0; choose x0, v, edm or flow"):
             Denoiser(Told(), schedule, parameterisation)
         return
     denoiser = Denoiser(Told(), schedule, parameterisation)
@@ -57,6 +59,7 @@ def test_the_perfect_output_gives_back_x0_at_every_time(name, parameterisation):
             "x0": x0,
             "v": alpha * eps - sigma * x0,
             "edm": (sigma * x0 - alpha * eps) / s,
+            "flow": eps - x0,
         }[parameterisation]
         informative = (
             1.0 if parameterisation != "v" else 1 / max(alpha, sigma) ** 2
@@ -84,8 +87,9 @@ def test_weightings_are_those_of_the_papers(log_snr, weighting, parameterisation
     denoiser.network.output = noise(5, 2)
     loss = denoiser.loss(x0, t, eps, weighting)
     squared = (denoiser(alpha * x0 + sigma * eps, 1.0) - x0).square().mean(1)
+    flow = (alpha + sigma) ** 2 / sigma**2
     weight = {
-        "simple": {"epsilon": snr, "x0": 1, "v": 1 + snr, "edm": 1 + snr}[parameterisation],
+        "simple": {"epsilon": snr, "x0": 1, "v": 1 + snr, "edm": 1 + snr, "flow": flow}[parameterisation],
         "snr+1 inverse": snr / (1 + snr),
         "min-snr": min(snr, MIN_SNR_GAMMA),
         "edm": 1 + snr,
@@ -106,6 +110,24 @@ def test_losses_are_finite_at_snr_zero_and_infinity(parameterisation, weighting)
         assert all(torch.isfinite(p.grad).all() for p in denoiser.parameters())
         if parameterisation != "epsilon":
             assert torch.isfinite(denoiser(x0, t)).all()
+
+
+def test_rectified_flow_is_its_own_loss_and_its_own_euler_method():
+    r"""Loss :math:`|F - (\varepsilon - x_0)|^2`, and a step of the `euler` sampler :math:`x + (s - t) F`."""
+    denoiser = Denoiser(networks.make("mlp", shape=(2,)).double(), SCHEDULES["rectified"], "flow")
+    x0, eps = noise(6, 0), noise(6, 1)
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    x_t = (1 - t[:, None]) * x0 + t[:, None] * eps
+
+    def velocity(x, t):
+        t = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+        return denoiser.network(x / ((1 - t) ** 2 + t**2).sqrt()[:, None], t)
+
+    expected = (velocity(x_t, t) - (eps - x0)).square().mean(1)
+    torch.testing.assert_close(denoiser.loss(x0, t, eps), expected)
+    states = list(samplers.make("euler", n_steps=5)(denoiser, x=eps))
+    for i, (x, after) in enumerate(itertools.pairwise(states)):
+        torch.testing.assert_close(after, x - 0.2 * velocity(x, 1 - 0.2 * i))
 
 
 def test_edm_is_v_prediction_on_a_variance_preserving_schedule():

@@ -676,10 +676,22 @@ async ({ spec, sampler, kernel, n }) => {
 """
 
 
-@pytest.mark.parametrize("blocked", [False, True], ids=["in workers", "workers blocked"])
+_BLOCKS = {
+    None: None,
+    "refused": "window.Worker = class { constructor() { throw new Error('blocked'); } };",
+    "refused later": """
+        window.Worker = class {
+          constructor() { setTimeout(() => this.onerror(new Event("error")), 5); }
+          postMessage() { throw new Error("it never started"); }
+          terminate() {}
+        };""",
+}
+
+
+@pytest.mark.parametrize("blocked", _BLOCKS, ids=["in workers", "workers refused", "workers refused later"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_client_runs_what_the_engine_does(kernel, blocked, client_page):
-    script = "window.Worker = class { constructor() { throw new Error('blocked'); } };" if blocked else None
+    script = _BLOCKS[blocked]
     spec = _network_spec()
     sampler = {"name": "ddpm", "n_steps": 10}
     found = client_page(script).evaluate(_RUN, {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50})

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from ddpmlab import plotting
+from ddpmlab.book import plotting
 
 
 def test_an_animation_carries_all_it_needs():

@@ -8,9 +8,9 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import chi2
 
-from ddpmlab import data, power
-from ddpmlab.experiment import remembered
-from ddpmlab.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
+from ddpmlab import data
+from ddpmlab.lab import power, remembered
+from ddpmlab.lab.power import DEFECTS, divergent_share, power_table, size_at_power, thickness
 
 LAW = data.make("two_moons")
 
@@ -74,12 +74,13 @@ def test_power_is_the_false_alarm_rate_without_a_defect_and_one_with_a_large_one
 
 
 def test_the_table_covers_every_score_within_its_limit_and_is_remembered(monkeypatch):
-    table = remembered("power", power_table, sizes=[100], repeats=19, progress=False)
+    table = remembered(power_table, sizes=[100], repeats=19, progress=False)
     names = [name for group in power.SCORES for name in group]
     assert list(dict.fromkeys(table.score)) == names
     assert len(table) == len(names) * len(DEFECTS)
     assert table.power.between(0, 1).all()
-    again = remembered("power", lambda **_: pytest.fail("computed again"), sizes=[100], repeats=19, progress=False)
+    monkeypatch.setattr(power, "pool", lambda *_: pytest.fail("computed again"))
+    again = remembered(power_table, sizes=[100], repeats=19, progress=False)
     pd.testing.assert_frame_equal(table, again)
     assert ((table.low <= table.power) & (table.power <= table.high)).all()
     with pytest.raises(ValueError, match="repeats = 18; a false-alarm rate of 5% needs at least 19"):

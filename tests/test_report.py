@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddpmlab import report
+from ddpmlab.book import report
 
 
 def test_the_interval_of_a_mean_is_students_t():

@@ -14,12 +14,10 @@ PLANE = data.make("gaussian", mean=[0.3, -0.2], scale=[0.5, 1.2])
 
 
 def wild(flow, seed=0):
-    """The flow with random weights of size 1 in its last layers, which start at zero."""
+    """The flow with random weights: those of its last layers start at zero."""
     generator = torch.Generator().manual_seed(seed)
-    for layer in flow.layers:
-        last = layer.network[-1]
-        for p in (last.weight, last.bias):
-            p.data = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    for p in flow.parameters():
+        p.data = 0.4 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     return flow.double().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from ddpmlab.schedules import SPACINGS, DiscreteSchedule
 
 BETAS = ("linear", "scaled_linear", "quadratic", "sigmoid", "sech")
 DISCRETE = (*BETAS, "cosine")
-CONTINUOUS = ("vp_cosine", "ve")
+CONTINUOUS = ("vp_cosine", "rectified", "ve")
 T = st.integers(1, 1_000)
 THEIRS = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid", "cosine": "squaredcos_cap_v2"}
 
@@ -132,7 +132,8 @@ def test_rescaling_reaches_the_wanted_terminal_snr(name, n_steps, share):
 
 def test_rescaling_continuous_schedules():
     for wanted in (0.0, 1e-4, 0.5):
-        assert schedules.make("vp_cosine").rescaled(wanted).terminal_snr == pytest.approx(wanted, rel=1e-9, abs=1e-30)
+        for name in ("vp_cosine", "rectified"):
+            assert schedules.make(name).rescaled(wanted).terminal_snr == pytest.approx(wanted, rel=1e-9, abs=1e-30)
     assert schedules.make("ve").rescaled(1e-4).terminal_snr == pytest.approx(1e-4)
     with pytest.raises(ValueError, match="it reaches 0 only at infinite sigma"):
         schedules.make("ve").rescaled(0)
@@ -153,6 +154,16 @@ def test_time_of_inverts_the_noise_level(schedule):
     torch.testing.assert_close(schedule.time_of(schedule.noise_level(t)), t, atol=1e-6, rtol=1e-6)
     assert schedule.time_of(1e-9) == pytest.approx(schedule.t_min)
     assert schedule.time_of(1e9) == pytest.approx(schedule.t_max, rel=1e-6)
+
+
+def test_the_rectified_schedule_is_a_straight_line():
+    t = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    alpha, sigma = schedules.make("rectified")(t)
+    assert torch.equal(alpha, 1 - t)
+    assert torch.equal(sigma, t)
+    alpha, sigma = schedules.make("rectified", terminal_snr=0.04)(t)
+    torch.testing.assert_close(alpha, 1 - 0.8 * t)
+    assert torch.equal(sigma, t)
 
 
 def test_fractional_times_interpolate_the_log_noise_level():
@@ -193,6 +204,8 @@ def test_training_times_lie_on_the_schedule(n, name):
         (lambda: schedules.make("ve", sigma_min=3, sigma_max=2), "sigma_min < sigma_max"),
         (lambda: schedules.make("vp_cosine", t_min=0), "t_min = 0"),
         (lambda: schedules.make("vp_cosine", terminal_snr=-1), "terminal_snr = -1"),
+        (lambda: schedules.make("rectified", terminal_snr=1), "terminal_snr = 1; need 0 <= terminal_snr < 1"),
+        (lambda: schedules.make("rectified", t_min=1), "t_min = 1"),
         (lambda: make("linear", 50).times(0), "n_steps = 0; this schedule samples in 1 to 50"),
         (lambda: make("linear", 50).times(51), "n_steps = 51; this schedule samples in 1 to 50"),
         (lambda: make("linear", 50).times(5, "even"), "unknown spacing 'even'; choose one of: leading"),

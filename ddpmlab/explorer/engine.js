@@ -1452,7 +1452,10 @@ function createEngine(options = {}) {
       return known.get(id);
     }
     const methods = {
-      denoise: (spec, x, n, t, id) => (id === undefined ? denoiser(spec) : lookUp(id, spec)).denoise(x, n, t),
+      denoise(spec, x, n, t, id) {
+        const own = id === undefined ? denoiser(spec) : lookUp(id, spec);
+        return finite(own.denoise(x, n, t), `the output of ${own.title}`, "choose another network or noise level");
+      },
       sampleLaw: (spec, n, seed) => law(spec).sample(n, seed),
       logProb: (spec, x, n) => law(spec).logProb(x, n),
       noise,
@@ -1592,7 +1595,15 @@ function createClient(createEngine, { workers = 2, kernel } = {}) {
           settle((message) => server.worker && server.worker.postMessage(message), "worker");
         }
       };
-      server.worker.onerror = fallBack;
+      server.worker.onerror = (event) => {
+        if (!server.settled) {
+          fallBack();
+          return;
+        }
+        for (const [id, job] of waiting) {
+          if (job.server === server) deliver({ id, error: `the worker failed (${event.message}); try again, or reload the page` });
+        }
+      };
       server.timer = setTimeout(fallBack, 4000); // a policy may block the worker without a word
     } catch {
       fallBack();

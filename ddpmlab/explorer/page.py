@@ -106,7 +106,7 @@ def library() -> dict[str, Any]:
     return {"laws": laws, "denoisers": denoisers, "schedules": schedules}
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     r"""JSON that may stand in a script element: no `</`, no `<!--`, no `<script`, all written `\u003c...`."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("</", "\\u003c/").replace("<!", "\\u003c!").replace("<s", "\\u003cs").replace("<S", "\\u003cS")
@@ -129,12 +129,12 @@ def fragment(catalogue: Mapping[str, Any] | None = None, stops: Sequence[Mapping
     """
     catalogue = library() if catalogue is None else catalogue
     values = {**state, "catalogue": catalogue, "stops": list(stops), "host": "static"}
-    number = f"{next(_numbers)}-{hashlib.sha256(_inline(state).encode()).hexdigest()[:8]}"
+    number = f"{next(_numbers)}-{hashlib.sha256(inline(state).encode()).hexdigest()[:8]}"
     host, data = f"ddx-host-{number}", f"ddx-data-{number}"
     loader = _LOADER % {"host": json.dumps(host), "data": json.dumps(data)}
     return (
         f'<div class="ddx-host" id="{host}"><p>The explorer is loading. It needs JavaScript.</p>{_list(stops)}</div>\n'
-        f'<script type="application/json" id="{data}">{_inline({"module": module(), "state": values})}</script>\n'
+        f'<script type="application/json" id="{data}">{inline({"module": module(), "state": values})}</script>\n'
         f"<script>{loader}</script>\n"
     )
 

@@ -60,7 +60,7 @@ const explorerView = (() => {
 
   /** A Gaussian mixture: weights, means, and scales (diagonal) or covariances; in an address `dim[f]~w_m.._s..~...`. */
   function mixture(value) {
-    if (value === null || value === "") return null;
+    if (value === null || value === "" || (typeof value === "object" && !Object.keys(value).length)) return null;
     const corner = (d) => (d * (d + 1)) / 2;
     if (typeof value === "string") {
       const [head, ...parts] = value.split("~");
@@ -266,8 +266,8 @@ const explorerView = (() => {
     colourProbe = colourProbe || probe();
     if (!colourProbe) return [255, 255, 255, 1];
     colourProbe.clearRect(0, 0, 1, 1);
-    colourProbe.fillStyle = "#000";
-    colourProbe.fillStyle = colour;
+    colourProbe.fillStyle = "#0000"; // what stays where the colour cannot be read, as of an element in no document
+    if (colour) colourProbe.fillStyle = colour;
     colourProbe.fillRect(0, 0, 1, 1);
     const [r, g, b, a] = colourProbe.getImageData(0, 0, 1, 1).data;
     return [r, g, b, a / 255];
@@ -303,7 +303,9 @@ const explorerView = (() => {
     const white = [240, 242, 245];
     const dark = contrast(white, background) > contrast(black, background);
     const end = dark ? [255, 255, 255] : [0, 0, 0];
-    const surface = mix(background, end, 0.05);
+    // a shade of its own for panels, on the side where text stays readable
+    const raised = mix(background, end, 0.05);
+    const surface = contrast(end, raised) >= 4.6 ? raised : mix(background, dark ? [0, 0, 0] : [255, 255, 255], 0.05);
     const readable = (colour, least = 4.6) => {
       for (let share = 0; share < 1; share += 0.05) {
         const shifted = mix(colour, end, share);
@@ -789,7 +791,8 @@ const explorerView = (() => {
         describe();
       } catch (error) {
         if (target.id !== mine || !alive) return;
-        problem("target", `The points of this law cannot be drawn: ${error.message}`);
+        target.problem = error.message;
+        problem("target", `The points of this law cannot be drawn: ${error.message}.`.replace(/\.\.$/, "."));
       }
     }
 
@@ -1168,7 +1171,9 @@ const explorerView = (() => {
     }
 
     function draw() {
+      if (!root.isConnected) return; // a host may put it into its page later; the observer of its size calls again
       dirty = false;
+      if (!themed) applyTheme();
       if (!layout()) return;
       const law = lawSpec();
       const dim = law ? dimOf(law) : 2;
@@ -1183,7 +1188,7 @@ const explorerView = (() => {
         else {
           const shown = panel.show.map((side) => runs[side]);
           if (state.target !== "off" && target.points && target.dim === dim)
-            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 3.2, 0.55);
+            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 2.6, 0.55);
           shown.forEach((run) => {
             run.outside = 0;
             if (!run.states.length || run.dim !== dim) return;
@@ -1263,12 +1268,9 @@ const explorerView = (() => {
       frames++;
       showNumbers();
       showTime();
-      for (const panel of panels)
-        for (const side of panel.show)
-          if (side !== "board" && runs[side].what && runs[side].states.length) {
-            score(runs[side]);
-            arrows(runs[side], panel);
-          }
+      const begun = (side) => runs[side] && runs[side].what && runs[side].states.length;
+      for (const side of sides().filter(begun)) score(runs[side]);
+      for (const panel of panels) for (const side of panel.show.filter(begun)) arrows(runs[side], panel);
     }
 
     function redraw() {
@@ -2173,7 +2175,9 @@ const explorerView = (() => {
       }, 250);
     }
 
+    let themed = false;
     function applyTheme() {
+      themed = root.isConnected;
       colours = palette(el);
       for (const [name, value] of Object.entries(colours)) if (typeof value === "string") root.style.setProperty(`--ddx-${name}`, value);
       root.style.colorScheme = colours.dark ? "dark" : "light";
@@ -2225,8 +2229,16 @@ const explorerView = (() => {
       get frames() {
         return frames;
       },
+      /** Whether all that was asked for is computed and drawn. */
+      get settled() {
+        const over = (run) => run.problem || (run.done && !run.busy && !run.arrowsBusy && scored(run));
+        const scored = (run) => !target.floor || target.dim !== run.dim || run.energyAt === `${target.id} ${shownStep(run)}`;
+        const known = target.floor || target.problem || !lawSpec();
+        return Boolean(!dirty && frame === null && describing === null && known && sides().every((side) => over(runs[side])));
+      },
       state,
       runs,
+      target,
     };
     root.explorer = api; // for tests and for the curious
     return () => {

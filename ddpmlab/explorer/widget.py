@@ -116,7 +116,7 @@ class Explorer(anywidget.AnyWidget):
     field = _setting(traitlets.Enum(("off", "field", "error"), "off"))
     picked = _setting(traitlets.List(traitlets.Int(min=0), list(range(6)), maxlen=12))
     camera = _setting(traitlets.List(traitlets.Float(), [0.6, 0.4, 1.0, 0.0, 0.0], minlen=5, maxlen=5))
-    mixture = _setting(traitlets.Dict(None, allow_none=True))
+    mixture = _setting(traitlets.Dict(default_value=None, allow_none=True))
     a_model, b_model = (_setting(traitlets.Unicode("exact")) for _ in SIDES)
     a_schedule, b_schedule = (_setting(traitlets.Unicode("own")) for _ in SIDES)
     a_solver, b_solver = (_setting(traitlets.Enum(sorted(samplers.SAMPLERS), "dpmpp_2m")) for _ in SIDES)
@@ -164,9 +164,7 @@ class Explorer(anywidget.AnyWidget):
         denoisers, shape = {}, _shape(self._law)
         for name, each in self.denoisers.items():
             if not isinstance(each, Denoising):
-                raise TypeError(
-                    f"{name} is a {type(each).__name__}; need a Denoising, such as Denoiser(network, schedule)"
-                )
+                raise TypeError(f"{name} is a {type(each).__name__}; need a denoiser, as Denoiser(network, schedule)")
             if name in ("exact", "own"):
                 raise ValueError(f"a denoiser cannot be called {name!r}: the page uses that name; choose another")
             own = getattr(each, "shape", None) or (getattr(each, "dim", None) or math.prod(shape),)
@@ -231,7 +229,7 @@ class Explorer(anywidget.AnyWidget):
             kept.append(state.detach().to("cpu", torch.float32))
         self._keep(content["side"], times, torch.stack(kept))
         spent = 1_000 * (perf_counter() - started)
-        self.send({"kind": "done", "number": number, "nfe": sampler.nfe(sampler.n_steps), "ms": spent})
+        self.send({"kind": "done", "number": number, "nfe": sampler.nfe(denoiser.schedule), "ms": spent})
 
     def _keep(self, side: str, times: list[float], states: Tensor) -> None:
         self.trajectories[side], self.times[side] = states, torch.tensor(times, dtype=torch.float64)

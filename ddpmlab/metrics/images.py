@@ -295,7 +295,8 @@ def nearest(x: Tensor, real: Tensor, k: int = 1) -> Nearest:
     Raises:
         ValueError: see `pixels`, or `k` beyond N.
     """
-    x, real = pixels(x).flatten(1), pixels(real, "real").flatten(1)
+    x = pixels(x).flatten(1)
+    real = pixels(real, "real").flatten(1).to(x.device)
     if not 1 <= k <= len(real):
         raise ValueError(f"k = {k}; need 1 <= k <= {len(real)}, the number of real pictures")
     more, half = min(len(real), k + 6), real.square().sum(1) / 2
@@ -458,8 +459,7 @@ class Reference:
         """
         names = list(names)
         _check_names(names)
-        if against not in ("test", "train"):
-            raise ValueError(f"against = {against!r}; choose test or train")
+        _check_half(against)
         x = pixels(x, least=2)
         there = len(getattr(self, against))
         if len(x) > there:
@@ -512,6 +512,7 @@ class Reference:
         """
         names = list(names)
         _check_names(names)
+        _check_half(against)
         if repeats < 2:
             raise ValueError(f"repeats = {repeats}; a standard deviation needs at least 2")
         generator = torch.Generator().manual_seed(seed)
@@ -526,12 +527,14 @@ class Reference:
                 chosen, others = draw(torch.arange(len(self.train)), 2 * n, generator).split(n)
             real = self.real_features(against)[others]
             floor = self._scores(None, [z[chosen] for z in self._found("train")], real, None, pairs, k)
-            mine = draw(torch.arange(len(self.test)), min(n, len(self.test)), generator)
-            x, found = self.test[mine], [z[mine] for z in self._found("test")]
-            labels = None if self.test_labels is None else self.test_labels[mine]
-            floor |= self._scores(x, found, real, labels, [name for name in names if name not in pairs], k)
+            if n < len(self.test) or not floors:
+                mine = draw(torch.arange(len(self.test)), min(n, len(self.test)), generator)
+                x, found = self.test[mine], [z[mine] for z in self._found("test")]
+                told = None if self.test_labels is None else self.test_labels[mine]
+                alone = self._scores(x, found, real, told, [name for name in names if name not in pairs], k)
+            floor |= alone
             noise = pixels(mean + sd * torch.randn(n, *SHAPE, generator=generator).to(mean.device))
-            labels = None if labels is None else torch.randint(N_CLASSES, (n,), generator=generator)
+            labels = None if self.test_labels is None else torch.randint(N_CLASSES, (n,), generator=generator)
             floors.append(floor)
             ceilings.append(self._scores(noise, _features_and_logits(noise), real, labels, names, k))
         calibrations = {}
@@ -539,6 +542,11 @@ class Reference:
             values = [torch.tensor([row[name] for row in rows], dtype=torch.float64) for rows in (floors, ceilings)]
             calibrations[name] = Calibration(*(float(m) for v in values for m in (v.mean(), v.std())))
         return calibrations
+
+
+def _check_half(against: str) -> None:
+    if against not in ("test", "train"):
+        raise ValueError(f"against = {against!r}; choose test or train")
 
 
 def _check_names(names: Sequence[str]) -> None:

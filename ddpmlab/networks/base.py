@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddpmlab.registry import Registry
 
@@ -129,13 +128,10 @@ def flop(network: nn.Module, n: int = 1) -> int:
     Counts matrix products, convolutions and attention, as torch's `FlopCounterMode` does; a training step costs about
     three times as much.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and rarely needed
+
     weight = next(network.parameters())
     x = torch.zeros(n, *network.shape, dtype=weight.dtype, device=weight.device)
-    # torch's counter knows the products inside attention in the "math" kernel on every device
-    with (
-        torch.no_grad(),
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x, torch.zeros(n, dtype=weight.dtype, device=weight.device))
     return counter.get_total_flops()

@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpmlab.data.laws import TwoMoons
+from ddpmlab.lab.runner import pool
 from ddpmlab.metrics import distances, two_sample
 from ddpmlab.metrics.calibration import DIVERGENT
-from ddpmlab.workers import pool
 
 _LAW = TwoMoons()
 _THICK = TwoMoons()
@@ -174,19 +174,19 @@ def power_table(
     jobs = [(names, n) for names, (_, limit) in SCORES.items() for n in sizes if n <= limit]
     jobs.sort(key=lambda job: -job[1])  # the long ones first
     rows = []
-    with pool(workers) as executor:
-        futures = {executor.submit(_values, *job, repeats, seed): job for job in jobs}
-        done = as_completed(futures)
-        for future in tqdm(done, desc="power", total=len(futures), disable=not progress, mininterval=1.0):
-            (names, n), values = futures[future], future.result()
-            for i, name in enumerate(names):
-                threshold = np.sort(values["fresh"][:, i])[rank - 1]
-                for defect in DEFECTS:
-                    found = int((values[defect][:, i] > threshold).sum())
-                    interval = binomtest(found, repeats).proportion_ci(method="wilson")
-                    drawn = [values[key][:, i] for key in ("fresh", "twin", defect)]
-                    reach = (0.0,) * 3 if (drawn[1] == drawn[2]).all() else _reach_interval(*drawn, seed)
-                    rows.append((name, defect, n, found / repeats, interval.low, interval.high, *reach))
+    executor = pool(workers)
+    futures = {executor.submit(_values, *job, repeats, seed): job for job in jobs}
+    done = as_completed(futures)
+    for future in tqdm(done, desc="power", total=len(futures), disable=not progress, mininterval=1.0):
+        (names, n), values = futures[future], future.result()
+        for i, name in enumerate(names):
+            threshold = np.sort(values["fresh"][:, i])[rank - 1]
+            for defect in DEFECTS:
+                found = int((values[defect][:, i] > threshold).sum())
+                interval = binomtest(found, repeats).proportion_ci(method="wilson")
+                drawn = [values[key][:, i] for key in ("fresh", "twin", defect)]
+                reach = (0.0,) * 3 if (drawn[1] == drawn[2]).all() else _reach_interval(*drawn, seed)
+                rows.append((name, defect, n, found / repeats, interval.low, interval.high, *reach))
     columns = ["score", "defect", "n", "power", "low", "high", "reach", "reach_low", "reach_high"]
     order = {name: i for i, name in enumerate(name for names in SCORES for name in names)}
     table = pd.DataFrame(rows, columns=columns)

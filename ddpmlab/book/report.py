@@ -1,5 +1,6 @@
 """What pages share beside plots: published values, tables to read and to save, claims, numbers for prose."""
 
+import json
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ddpmlab.experiment import COLUMNS, environment
 from ddpmlab.files import atomic
+from ddpmlab.lab.runner import COLUMNS
+from ddpmlab.lab.source import package_hash, versions
+from ddpmlab.lab.stages import device_name
 
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
-VERDICTS = ("reproduced", "not reproduced", "artefact")
+VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")
 
 
 def published(source: str, table: str | int) -> pd.DataFrame:
@@ -26,7 +29,7 @@ def published(source: str, table: str | int) -> pd.DataFrame:
     Raises:
         ValueError: there is no such table.
     """
-    known = pd.read_csv(files("ddpmlab.data") / "published.csv", dtype={"table": str})
+    known = pd.read_csv(files("ddpmlab.book") / "published.csv", dtype={"table": str})
     found = known[(known.source == source) & (known.table == str(table))]
     if found.empty:
         tables = sorted(set(zip(known.source, known.table, strict=True)))
@@ -40,8 +43,8 @@ def save_table(table: pd.DataFrame, results: str | Path, study: str) -> None:
     Raises:
         ValueError: its columns are not those of the results contract, or a value is missing.
     """
-    if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"columns {list(table.columns)}; the results contract has {list(COLUMNS)}")
+    if tuple(table.columns[: len(COLUMNS)]) != COLUMNS:
+        raise ValueError(f"columns {list(table.columns)}; the results contract begins with {list(COLUMNS)}")
     if table[["variant", "seed", "metric", "value"]].isna().any(axis=None):
         raise ValueError(f"table of {study} has missing values")
     with atomic(Path(results) / f"{study}.csv") as temporary:
@@ -189,7 +192,6 @@ def glue(numbers: dict[str, Any]) -> None:
 
 def save_environment(results: str | Path, page: str) -> None:
     """Write where and with what a page ran to `<results>/<page>.environment.json`."""
-    import json
-
     with atomic(Path(results) / f"{page}.environment.json") as temporary:
-        temporary.write_text(json.dumps(environment(), indent=1))
+        found = {"device": device_name(), **versions("ddpmlab", "torch"), "code": package_hash()}
+        temporary.write_text(json.dumps(found, indent=1))

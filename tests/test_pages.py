@@ -1,13 +1,10 @@
 """Real kernels, a real papermill, a real book."""
 
+import ast
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
-import threading
-import time
 
 import nbformat
 import pandas as pd
@@ -15,17 +12,18 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
-from ddpmlab import batch, report
-from ddpmlab.cli import main
-from ddpmlab.experiment import COLUMNS
+from ddpmlab.book import pages, report
+from ddpmlab.book.pages import Project, StudyError
+from ddpmlab.cli import main, value_of
+from ddpmlab.lab import COLUMNS
 
 PARAMETERS = nbformat.v4.new_code_cell(
     'profile = "quick"\nx = 1\nresults = "results"', metadata={"tags": ["parameters"]}
 )
 TABLE = """
 import pandas as pd
-from ddpmlab import report
-from ddpmlab.experiment import COLUMNS
+from ddpmlab.book import report
+from ddpmlab.lab import COLUMNS
 row = dict.fromkeys(COLUMNS, 0.0) | {"study": "tiny", "variant": "a", "metric": "m", "value": x}
 report.save_table(pd.DataFrame([row], columns=COLUMNS), results, "tiny")
 report.save_claims([{"id": "tiny-1", "source": "s", "claim": "c", "published": "1", "measured": x, "ci_low": 0,
@@ -46,8 +44,8 @@ def notebooks(tmp_path):
         folder = tmp_path / "notebooks"
         folder.mkdir(exist_ok=True)
         nbformat.write(notebook, folder / "tiny.ipynb")
-        (folder / "studies.yml").write_text("tiny:\n  quick: {x: 2}\n  full: {x: 3}\n")
-        return folder
+        (folder / "studies.yml").write_text("tiny:\n  full: {x: 3}\n")
+        return Project(tmp_path)
 
     return write
 
@@ -56,19 +54,25 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def run(project, book, **parameters):
+    """Run the tiny study with some parameters of its own."""
+    return pages.run_study(project, "tiny", "quick", project.parameters("tiny", "quick", parameters), book)
+
+
 def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
-    folder, book = notebooks(TABLE, "import sys; print('noise', file=sys.stderr); x"), tmp_path / "book"
-    seconds = batch.run_study("tiny", "quick", {"x": 5}, folder, book)
-    assert files(book) == ["results/claims.csv", "results/provenance.json", "results/tiny.csv", "studies/tiny.ipynb"]
+    project, book = notebooks(TABLE, "import sys; print('noise', file=sys.stderr); x"), tmp_path / "book"
+    seconds = run(project, book, x=5)
+    assert files(book) == [
+        ".publishing.lock", "results/claims.csv", "results/provenance.json", "results/tiny.csv", "studies/tiny.ipynb"
+    ]  # fmt: skip
     assert pd.read_csv(book / "results" / "tiny.csv").value.tolist() == [5]
     note = json.loads((book / "results" / "provenance.json").read_text())["tiny"]
     assert note["profile"] == "quick"
     assert note["seconds"] == pytest.approx(seconds, abs=0.1)
-    assert {"commit", "code", "device", "torch", "ddpmlab"} <= set(note)
+    assert {"commit", "code", "device", "torch", "ddpmlab", "date", "core_seconds", "fingerprint"} <= set(note)
     page = nbformat.read(book / "studies" / "tiny.ipynb", 4)
-    text = json.dumps(page)
     assert "papermill" not in json.dumps([c.metadata.get("papermill", "") for c in page.cells] + [page.metadata])
-    assert str(tmp_path) not in text
+    assert str(tmp_path) not in json.dumps(page)
     assert "widgets" not in page.metadata
     assert not [o for c in page.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     # a second run replaces its own claims and keeps the others'
@@ -76,85 +80,104 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
     pd.concat([pd.read_csv(book / "results" / "claims.csv"), others]).to_csv(
         book / "results" / "claims.csv", index=False
     )
-    batch.run_study("tiny", "full", {"x": 7}, folder, book)
+    run(project, book, x=7)
     claims = pd.read_csv(book / "results" / "claims.csv")
     assert dict(zip(claims.page, claims.measured.astype(str), strict=True)) == {"else": "a", "tiny": "7"}
-
-
-def test_a_log_file_keeps_what_was_written_before_the_run(notebooks, tmp_path):
-    folder, log = notebooks(TABLE, "import sys; print('progress', file=sys.stderr)"), tmp_path / "log"
-    shutil.copytree(folder, tmp_path / "root" / "notebooks")
-    command = [*(sys.executable, "-m", "ddpmlab.cli", "run", "tiny", "--root", "root", "--into", "out")]
-    with open(log, "w") as file:
-        file.write("before\n")
-        file.flush()
-        subprocess.run(command, cwd=tmp_path, stdout=file, stderr=file, check=True)
-    text = log.read_text()
-    assert text.startswith("before\n")
-    assert "progress" in text
-    assert "tiny done in" in text
+    # and one that makes no claim any more leaves none behind
+    run(notebooks(TABLE.split("report.save_claims")[0]), book, x=8)
+    assert pd.read_csv(book / "results" / "claims.csv").page.tolist() == ["else"]
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("import os; os._exit(0)", "a cell did not run|papermill stopped with exit code"),
+        ("import os; os._exit(0)", "a cell did not run|the notebook did not run"),
         ("pass", r"the notebook wrote no results/tiny\.csv"),
     ],
 )
-def test_a_failed_run_changes_nothing_in_the_book(notebooks, tmp_path, source, message):
-    folder, book = notebooks(TABLE), tmp_path / "book"
-    batch.run_study("tiny", "quick", {"x": 5}, folder, book)
+def test_a_failed_run_changes_nothing_in_the_book_and_is_kept(notebooks, tmp_path, source, message):
+    project, book = notebooks(TABLE), tmp_path / "book"
+    run(project, book, x=5)
     before = {name: (book / name).read_bytes() for name in files(book)}
-    notebooks(source, *([] if source == "pass" else [TABLE]))
-    with pytest.raises(batch.StudyError, match=message):
-        batch.run_study("tiny", "quick", {"x": 6}, folder, book)
+    notebooks("y = 42; y", source, *([] if source == "pass" else [TABLE]))
+    with pytest.raises(StudyError, match=message) as caught:
+        run(project, book, x=6)
     assert {name: (book / name).read_bytes() for name in files(book)} == before
+    kept = project.build / "failed" / "tiny.ipynb"
+    assert str(kept) in str(caught.value)
+    assert "42" in kept.read_text()
+    assert "ddpmlab run tiny --profile quick -p x '6'" in str(caught.value)
+    assert pages.status(project, "tiny", "quick").state == "failed"
 
 
-def test_unknown_parameters_are_an_error(notebooks, tmp_path):
-    folder = notebooks(TABLE)
-    with pytest.raises(ValueError, match=r"tiny\.ipynb has no parameter y; it has: profile, results, x"):
-        batch.run_study("tiny", "quick", {"y": 1}, folder, tmp_path / "book")
-    notebooks(TABLE, parameters=False)
+def test_what_a_killed_publisher_had_complete_is_finished_and_the_rest_dropped(tmp_path):
+    book = tmp_path / "book"
+    for name, ready in (("a", True), ("b", False)):
+        folder = book / f".publishing-{name}" / "results"
+        folder.mkdir(parents=True)
+        (folder / f"{name}.csv").write_text(name)
+        if ready:
+            (folder.parent / "ready").touch()
+    pages.recover(book)
+    assert files(book) == [".publishing.lock", "results/a.csv"]
+
+
+def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_path):
+    project = notebooks(TABLE)
+    (tmp_path / "book").mkdir()
+    book = project.book("quick")
+    assert pages.status(project, "tiny", "quick").state == "missing"
+    pages.run_study(project, "tiny", "quick", project.parameters("tiny", "quick"))
+    assert pages.status(project, "tiny", "quick").state == "fresh"
+    notebooks(TABLE, "x + 1")
+    found = pages.status(project, "tiny", "quick")
+    assert (found.state, found.why) == ("stale", "template changed")
+    assert (book / "studies" / "tiny.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"y": 1}, r"tiny\.ipynb has no parameter y; it has: profile, results, x"),
+        ({"x": "many"}, "tiny: parameter x = 'many' is str; it needs int, such as 1"),
+    ],
+)
+def test_parameters_are_checked_in_name_and_type(notebooks, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        notebooks(TABLE).parameters("tiny", "quick", parameters)
+
+
+def test_a_notebook_without_parameters_is_refused(notebooks):
     with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
-        batch.run_study("tiny", "quick", {}, folder, tmp_path / "book")
-    assert not (tmp_path / "book").exists()
+        notebooks(TABLE, parameters=False).defaults("tiny")
+
+
+def test_values_from_the_command_line_are_read_as_python_and_json_write_them():
+    assert [value_of(text) for text in ("1e-3", "3", "[1, 2]", "true", "null", "helix")] == [
+        0.001, 3, [1, 2], True, None, "helix"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"cannot read the value '\[1'"):
+        value_of("[1")
 
 
 def test_the_manifest_names_notebooks_and_their_parameters():
-    manifest = batch.read_manifest(ROOT / "notebooks")
-    assert {f"{study}.ipynb" for study in manifest} == {p.name for p in (ROOT / "notebooks").glob("*.ipynb")}
-    for study, profiles in manifest.items():
-        for parameters in profiles.values():
-            batch.check_parameters(ROOT / "notebooks" / f"{study}.ipynb", parameters or {})
+    project = Project(ROOT)
+    manifest = project.manifest()
+    assert set(manifest) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+    for study in manifest:
+        for profile in pages.PROFILES:
+            project.study(study, project.parameters(study, profile))
 
 
-def test_after_a_study_that_failed_no_other_starts(tmp_path, monkeypatch):
-    for folder in ("notebooks", "book"):
-        (tmp_path / folder).mkdir()
-    names = ["a", "b", "c", "d", "e"]
-    (tmp_path / "notebooks" / "studies.yml").write_text(
-        "".join(f"{name}: {{quick: {{}}, full: {{}}}}\n" for name in names)
-    )
-    for name in names:
-        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
-    ran, failed = [], threading.Event()
-
-    def run(study, *_):
-        ran.append(study)
-        if study == "b":
-            failed.set()
-            raise batch.StudyError("b: it broke")
-        failed.wait(30)
-        time.sleep(0.5)
-        return 0.0
-
-    monkeypatch.setattr(batch, "run_study", run)
-    with pytest.raises(batch.StudyError, match="b: it broke"):
-        batch.build_book("quick", tmp_path)
-    assert set(ran) <= {"a", "b", "c"}  # two at a time: c may have taken the failed one's place before it was known
+def test_the_notebooks_use_public_names_alone():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                assert not [a.name for a in node.names if a.name.startswith("_")], path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert not (node.attr.startswith("_") and not node.attr.startswith("__")), f"{path}: {node.attr}"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +185,8 @@ def test_after_a_study_that_failed_no_other_starts(tmp_path, monkeypatch):
     [
         (["run", "spiral"], "unknown study spiral; choose from: parts, scores, epochs"),
         (["run", "epochs", "-p", "epoch", "3"], "epochs.ipynb has no parameter epoch; it has: epochs"),
+        (["run", "epochs", "-p", "n_seeds", "[1"], "cannot read the value '[1'"),
+        (["run", "epochs", "-p", "n_seeds", "few"], "parameter n_seeds = 'few' is str; it needs int"),
         (["book", "spiral"], "unknown study spiral"),
         (["book", "--profile", "slow"], "'slow' is not one of 'quick', 'full'"),
     ],
@@ -211,7 +236,7 @@ def test_published_values_stand_beside_ours():
 
 
 def test_committed_pages_are_full_profile_clean_and_complete():
-    manifest = batch.read_manifest(ROOT / "notebooks")
+    manifest = Project(ROOT).manifest()
     provenance = json.loads((ROOT / "book" / "results" / "provenance.json").read_text())
     claims = pd.read_csv(ROOT / "book" / "results" / "claims.csv")
     assert claims.columns.tolist() == list(report.CLAIM_COLUMNS)
@@ -227,12 +252,8 @@ def test_committed_pages_are_full_profile_clean_and_complete():
         assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
         template = nbformat.read(ROOT / "notebooks" / f"{study}.ipynb", 4)
         assert not [o for c in template.cells if c.cell_type == "code" for o in c.outputs]
-        code = [c.source for c in page.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-        assert code == [c.source for c in template.cells], (
-            f"{study}: page and template have different cells; run it again"
-        )
         table = pd.read_csv(ROOT / "book" / "results" / f"{study}.csv")
-        assert tuple(table.columns) == COLUMNS
+        assert tuple(table.columns[: len(COLUMNS)]) == COLUMNS
         assert table.value.notna().all()
 
 
@@ -241,8 +262,9 @@ def rendered(tmp_path_factory):
     """The book with its first study run afresh, at less than the quick profile."""
     book = tmp_path_factory.mktemp("book") / "book"
     shutil.copytree(ROOT / "book", book)
-    batch.run_study("epochs", "quick", {"epochs": [1, 2], "n_seeds": 2}, ROOT / "notebooks", book)
-    return batch.render(book, ROOT / "_config.yml", book.parent / "_build")
+    project = Project(ROOT)
+    pages.run_study(project, "epochs", "quick", project.parameters("epochs", "quick", {"n_seeds": 2}), book)
+    return pages.render(book, ROOT / "_config.yml", book.parent / "_build")
 
 
 def test_a_real_study_renders_into_a_real_book(rendered):
@@ -273,5 +295,5 @@ def test_a_page_with_a_warning_does_not_render(tmp_path):
     shutil.copy(ROOT / "book" / "references.bib", book)
     (book / "_toc.yml").write_text("format: jb-book\nroot: index\n")
     (book / "index.md").write_text("# A page\n\nSee {ref}`nowhere`.\n")
-    with pytest.raises(batch.StudyError, match="did not build without warnings"):
-        batch.render(book, ROOT / "_config.yml", tmp_path / "_build")
+    with pytest.raises(StudyError, match="did not build without warnings"):
+        pages.render(book, ROOT / "_config.yml", tmp_path / "_build")

@@ -1,0 +1,492 @@
+"""Batch runs: manifest -> runs into the store -> papermill -> pages.
+
+First the runs that the studies need are computed, all studies' together, over any executor. Then each notebook runs in
+a folder and a process of its own and reads them. Only when every cell ran, no output is an error and the tables are
+there do its page, tables, claims and provenance move to the book, together or not at all; what failed is kept beside.
+"""
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import nbformat
+import pandas as pd
+import yaml
+
+from ddpmlab import studies
+from ddpmlab.files import atomic
+from ddpmlab.lab import source, stages
+from ddpmlab.lab import store as stores
+
+PROFILES = ("quick", "full")
+TIME_LIMIT = 6 * 3_600
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class StudyError(RuntimeError):
+    """A notebook did not run to its end; nothing in the book was changed."""
+
+
+# --- the project -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout: its templates, its book, and where what is built lies.
+
+    Args:
+        root: folder with `notebooks/`, `book/` and `_config.yml`.
+    """
+
+    root: Path
+
+    @property
+    def notebooks(self) -> Path:
+        """Folder of the templates and of `studies.yml`."""
+        return self.root / "notebooks"
+
+    @property
+    def build(self) -> Path:
+        """Folder of everything that is built; not committed."""
+        return self.root / "_build"
+
+    def book(self, profile: str) -> Path:
+        """Sources of the book that a profile's pages go to: the committed ones, or a copy for the quick profile."""
+        if profile == "full":
+            return self.root / "book"
+        return self.build / "quick" / "book"
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """`studies.yml`: study -> its full profile's parameters (`full`) and options, in the order of the book.
+
+        Raises:
+            ValueError: a study without a notebook, or with an unknown option.
+        """
+        manifest = yaml.safe_load((self.notebooks / "studies.yml").read_text(encoding="utf-8"))
+        for study, entry in manifest.items():
+            unknown = set(entry) - {"full", "time_limit", "needs"}
+            if unknown or "full" not in entry:
+                raise ValueError(f"studies.yml: {study} has {sorted(entry)}; need full, and may have time_limit, needs")
+            if not (self.notebooks / f"{study}.ipynb").exists():
+                raise ValueError(f"studies.yml: {study} has no notebook {study}.ipynb in {self.notebooks}")
+        return manifest
+
+    def defaults(self, study: str) -> dict[str, Any]:
+        """What a notebook's cell tagged `parameters` sets: the quick profile.
+
+        Raises:
+            ValueError: it has no such cell, or the cell holds more than constants.
+        """
+        path = self.notebooks / f"{study}.ipynb"
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                found = {}
+                for statement in ast.parse(cell.source).body:
+                    try:
+                        (target,) = statement.targets
+                        found[target.id] = ast.literal_eval(statement.value)
+                    except (AttributeError, ValueError) as error:
+                        raise ValueError(f"{path}: its parameters cell holds more than names and constants") from error
+                return found
+        raise ValueError(f"{path} has no cell tagged 'parameters'; papermill's values would be overwritten")
+
+    def parameters(self, study: str, profile: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Parameters of a study at a profile, checked in name and type.
+
+        Raises:
+            ValueError: an unknown profile or parameter, or a value of another type than the notebook's default.
+        """
+        if profile not in PROFILES:
+            raise ValueError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
+        known = self.defaults(study)
+        chosen = dict(self.manifest()[study]["full"] or {}) if profile == "full" else {}
+        chosen |= overrides or {}
+        unknown = sorted(set(chosen) - set(known))
+        if unknown:
+            raise ValueError(f"{study}.ipynb has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
+        for name, value in chosen.items():
+            default = known[name]
+            number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+            if default is not None and value is not None and not isinstance(value, type(default)) and not number:
+                raise ValueError(
+                    f"{study}: parameter {name} = {value!r} is {type(value).__name__}; it needs "
+                    f"{type(default).__name__}, such as {default!r}"
+                )
+        return known | chosen | {"profile": profile}
+
+    def study(self, name: str, parameters: Mapping[str, Any]) -> "studies.Study | None":
+        """The study behind a notebook, made from those of its parameters that it has; None if it has no runs."""
+        if name not in studies.names():
+            return None
+        accepted = studies.parameters(name)
+        return studies.make(name, **{k: v for k, v in parameters.items() if k in accepted})
+
+    def commit(self) -> str:
+        """The commit of the checkout, `-dirty` if code or templates (not pages) differ from it."""
+
+        def git(*arguments: str) -> str:
+            command = ["git", "-C", str(self.root), *arguments]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            return answer.stdout.strip() if answer.returncode == 0 else ""
+
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", "ddpmlab", "notebooks")
+        return (commit or "unknown") + ("-dirty" if commit and changed else "")
+
+
+# --- freshness -------------------------------------------------------------------------------------------------
+
+
+def _imported(template: Path) -> list[str]:
+    """Hashes of the package code that a notebook's own cells import."""
+    import importlib
+
+    found = []
+    for cell in nbformat.read(template, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        with contextlib.suppress(SyntaxError):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpmlab"):
+                    owner = importlib.import_module(node.module)
+                    for alias in node.names:
+                        value = getattr(owner, alias.name, None)
+                        if isinstance(value, type) or callable(value):
+                            found.append(f"{alias.name} {source.code_hash(value)}")
+    return found
+
+
+def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What a page depends on, by part: template, parameters, code and data (the keys of its runs)."""
+    template = project.notebooks / f"{study}.ipynb"
+    cells = [(c.cell_type, c.source) for c in nbformat.read(template, as_version=4).cells]
+    made = project.study(study, parameters)
+    keys = []
+    for run in made.runs if made else []:
+        keys.append(stages.sample_key(run.config, run.step))
+        keys += [stages.score_key(run.config, run.step, metric) for metric in run.config.metrics]
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    return {
+        "template": digest(cells),
+        "parameters": digest({k: v for k, v in parameters.items() if k != "results"}),
+        "code": digest([sorted(keys), sorted(_imported(template))]),
+    }
+
+
+@dataclass(frozen=True)
+class PageStatus:
+    """State of a page: `fresh`, `stale`, `missing`, `running` or `failed`, why, and the state of its runs."""
+
+    study: str
+    state: str
+    why: str
+    provenance: dict[str, Any]
+    runs: "studies.Status | None"
+
+
+def _note(project: Project, profile: str, study: str) -> Path:
+    return project.build / "state" / profile / f"{study}.json"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def status(project: Project, study: str, profile: str, store: stores.Store | None = None) -> PageStatus:
+    """State of one page at a profile."""
+    recover(project.book(profile))
+    parameters = project.parameters(study, profile)
+    made = project.study(study, parameters)
+    runs = made.status(store) if made else None
+    results = project.book(profile) / "results" / "provenance.json"
+    known = json.loads(results.read_text()).get(study, {}) if results.exists() else {}
+    note = _note(project, profile, study)
+    last = json.loads(note.read_text()) if note.exists() else {}
+    if last.get("state") == "running" and Path(f"/proc/{last.get('pid')}").exists():
+        return PageStatus(study, "running", f"since {last['started']}", known, runs)
+    if last.get("state") in ("failed", "running"):
+        return PageStatus(study, "failed", last.get("error", "it was interrupted"), known, runs)
+    page = project.book(profile) / "studies" / f"{study}.ipynb"
+    if not page.exists() or known.get("profile") != profile:
+        return PageStatus(study, "missing", f"no page at the {profile} profile", known, runs)
+    now = fingerprint(project, study, parameters)
+    changed = [part for part, digest in now.items() if known.get("fingerprint", {}).get(part) != digest]
+    if changed:
+        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, runs)
+    return PageStatus(study, "fresh", "", known, runs)
+
+
+# --- publishing ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(book: Path) -> Iterator[None]:
+    """One publisher at a time, over processes."""
+    book.mkdir(parents=True, exist_ok=True)
+    with open(book / ".publishing.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def recover(book: Path) -> None:
+    """Finish what a killed publisher had complete, and drop what it had not."""
+    if not any(book.glob(".publishing-*/")):
+        return
+    with _locked(book):
+        for folder in book.glob(".publishing-*/"):
+            if (folder / "ready").exists():
+                _move(folder, book)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(staged: Path, book: Path) -> None:
+    for path in sorted(p for p in staged.rglob("*") if p.is_file() and p.name != "ready"):
+        target = book / path.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+
+
+def publish(study: str, page: nbformat.NotebookNode, produced: Path, book: Path, provenance: dict[str, Any]) -> None:
+    """Put a run's page, tables, claims and provenance into the book, together.
+
+    They are first complete in a folder of their own that is then marked ready; from there a killed publisher's work is
+    finished by `recover`.
+    """
+    claims, note = produced / f"{study}.claims.csv", produced / f"{study}.environment.json"
+    environment = json.loads(note.read_text()) if note.exists() else {}
+    recover(book)
+    with _locked(book):
+        staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=book))
+        results = staged / "results"
+        results.mkdir()
+        (staged / "studies").mkdir()
+        nbformat.write(page, staged / "studies" / f"{study}.ipynb")
+        for path in sorted(produced.iterdir()):
+            if path not in (claims, note):
+                shutil.copyfile(path, results / path.name)
+        known = book / "results" / "claims.csv"
+        others = pd.read_csv(known, dtype=str) if known.exists() else pd.DataFrame()
+        others = others[others["page"] != study] if len(others) else others
+        merged = pd.concat([others, *([pd.read_csv(claims, dtype=str)] if claims.exists() else [])], ignore_index=True)
+        if len(merged):
+            merged.sort_values("id").to_csv(results / "claims.csv", index=False)
+        elif known.exists():
+            known.unlink()
+        known = book / "results" / "provenance.json"
+        everything = json.loads(known.read_text()) if known.exists() else {}
+        everything[study] = {**environment, **provenance}
+        (results / "provenance.json").write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
+        (staged / "ready").touch()
+        _move(staged, book)
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+# --- one notebook ----------------------------------------------------------------------------------------------
+
+
+def _check_and_clean(path: Path) -> nbformat.NotebookNode:
+    """The executed notebook without traces of this machine, after checking that every cell ran and none failed."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise StudyError(f"{path.stem}: {output.ename}: {output.evalue}")
+        if cell.source.strip() and cell.execution_count is None:
+            raise StudyError(
+                f"{path.stem}: a cell did not run (the kernel died, or it ran out of time):\n{cell.source}"
+            )
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _only_a_widget(o)]
+        if "parameters" in cell.metadata.get("tags", []):  # the defaults; those that ran are in the cell after it
+            cell.metadata.tags = [*cell.metadata.tags, "hide-input"]
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def _only_a_widget(output: Any) -> bool:
+    """Whether an output is a live widget; one that also has an HTML form keeps that."""
+    found = output.get("data", {})
+    if _WIDGET in found and "text/html" in found:
+        del found[_WIDGET]
+    return _WIDGET in found
+
+
+def _environment() -> dict[str, str]:
+    """What the notebook's process inherits: this environment's Python first, absolute paths, one thread a process."""
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    found["DDPMLAB_CACHE"] = stores.default_url()
+    for name in ("DDPMLAB_DATA", "PYTHONPATH"):
+        if found.get(name):
+            found[name] = os.pathsep.join(str(Path(p).absolute()) for p in found[name].split(os.pathsep))
+    found.setdefault("OMP_NUM_THREADS", "1")
+    return found
+
+
+def run_study(
+    project: Project,
+    study: str,
+    profile: str,
+    parameters: Mapping[str, Any],
+    book: Path | None = None,
+    log: Path | None = None,
+    commit: str | None = None,
+) -> float:
+    """Run one notebook and put its page, tables and provenance into the book; returns the seconds it took.
+
+    Args:
+        project: the checkout.
+        study: name of a notebook.
+        profile: which profile the parameters are; recorded in the provenance and shown on the page.
+        parameters: all of the notebook's, see `Project.parameters`.
+        book: sources of the book to put the page into; the profile's if omitted.
+        log: file for the notebook's messages; standard error if omitted.
+        commit: of the project when the run began.
+
+    Raises:
+        StudyError: a cell failed, the kernel died, time ran out, or a table is missing. The notebook as far as it got
+            is kept under `_build/failed/`, and the message says where.
+    """
+    template, book = project.notebooks / f"{study}.ipynb", book or project.book(profile)
+    limit = project.manifest()[study].get("time_limit", TIME_LIMIT)
+    commit, start = commit or project.commit(), perf_counter()
+    state = {"state": "running", "pid": os.getpid(), "started": _now(), "commit": commit}
+    _write_json(_note(project, profile, study), state)
+    with tempfile.TemporaryDirectory(prefix=f"ddpmlab-{study}-") as name:
+        folder = Path(name)
+        page, job = folder / f"{study}.ipynb", folder / "job.json"
+        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder), "time_limit": limit}
+        job.write_text(json.dumps(described | {"parameters": dict(parameters)}))
+        try:
+            tail = _execute(job, folder, log)
+            if page.exists():
+                notebook = _check_and_clean(page)
+            if tail is not None or not page.exists():
+                raise StudyError(f"{study}: the notebook did not run: {tail or 'no page was written'}")
+            produced = folder / "results"
+            if not (produced / f"{study}.csv").exists():
+                raise StudyError(f"{study}: the notebook wrote no results/{study}.csv")
+        except BaseException as error:
+            kept = project.build / "failed" / f"{study}.ipynb"
+            if page.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(page, kept)
+            again = _command(study, profile, parameters, project)
+            message = f"{error}" if isinstance(error, StudyError) else f"{study}: interrupted"
+            _write_json(_note(project, profile, study), state | {"state": "failed", "error": message, "again": again})
+            if not isinstance(error, StudyError):
+                raise
+            where = f"\n  kept: {kept}" if page.exists() else ""
+            raise StudyError(f"{message}{where}\n  again: {again}") from None
+        seconds = perf_counter() - start
+        made = project.study(study, parameters)
+        provenance = {
+            "profile": profile, "commit": commit, "date": state["started"][:10], "seconds": round(seconds, 1),
+            "core_seconds": round(made.status().seconds if made else seconds, 1),
+            "fingerprint": fingerprint(project, study, parameters),
+        }  # fmt: skip
+        publish(study, notebook, produced, book, provenance)
+    _note(project, profile, study).unlink(missing_ok=True)
+    return seconds
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _command(study: str, profile: str, parameters: Mapping[str, Any], project: Project) -> str:
+    """The command that repeats a study's run."""
+    usual = project.parameters(study, profile)
+    changed = {k: v for k, v in parameters.items() if usual.get(k) != v}
+    options = "".join(f" -p {k} '{json.dumps(v)}'" for k, v in changed.items())
+    return f"ddpmlab run {study} --profile {profile}{options}"
+
+
+def _execute(job: Path, cwd: Path, log: Path | None) -> str | None:
+    """Run a job's notebook; None if it ended well, else the last line that it said.
+
+    The process has a group of its own that ends with this one's interrupt.
+    """
+    command = [sys.executable, "-m", "ddpmlab.book.execute", str(job)]
+    last = ""
+    with subprocess.Popen(
+        command, env=_environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, start_new_session=True
+    ) as process:
+        try:
+            out = open(log, "ab") if log is not None else None  # noqa: SIM115
+            for chunk in iter(lambda: process.stderr.read1(4_096), b""):
+                (out or sys.stderr.buffer).write(chunk)
+                (out or sys.stderr).flush()
+                lines = [line for line in (last + chunk.decode(errors="replace")).splitlines() if line.strip()]
+                last = lines[-1] if lines else ""
+            process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            if log is not None and out is not None:
+                out.close()
+    return None if process.returncode == 0 else last or f"exit code {process.returncode}"
+
+
+# --- the book --------------------------------------------------------------------------------------------------
+
+
+def render(book: Path, config: Path, output: Path) -> Path:
+    """Render the book's pages as they are, running nothing, and return the path of `index.html`.
+
+    Raises:
+        StudyError: the book has warnings; they are printed.
+    """
+    book, config, output = (path.resolve() for path in (book, config, output))  # it changes folder on its way
+    recover(book)
+    command = [
+        *(sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book)),
+        *("--config", str(config), "--toc", str(book / "_toc.yml"), "--path-output", str(output)),
+        *("--all", "-W", "-n", "--keep-going", "-q"),
+    ]
+    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
+        raise StudyError("the book did not build without warnings; see above")
+    return output / "_build" / "html" / "index.html"
+
+
+def chosen(project: Project, names: Sequence[str]) -> list[str]:
+    """The studies that are meant: those named, or all.
+
+    Raises:
+        ValueError: an unknown name (the message lists those that are).
+    """
+    manifest = project.manifest()
+    unknown = sorted(set(names) - set(manifest))
+    if unknown:
+        raise ValueError(f"unknown study {', '.join(unknown)}; choose from: {', '.join(manifest)}")
+    return [name for name in manifest if not names or name in names]

@@ -1,0 +1,267 @@
+"""Many runs: the trainings that a table needs, side by side over any executor, gathered from the store.
+
+What is sent out is a job, the runs that share one training; what comes back is nothing but a sign of life, for the
+results lie in the store. So an executor may be a pool of this machine's cores or a cluster, and anything may die: the
+next call computes what is missing, and a training goes on from its checkpoint.
+"""
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import loky
+import pandas as pd
+import torch
+from tqdm import tqdm  # text, so that it reaches the console of a batch run
+
+from ddpmlab import registry
+from ddpmlab.lab import stages
+from ddpmlab.lab import store as stores
+from ddpmlab.lab.config import Experiment
+from ddpmlab.lab.scores import SCORES
+from ddpmlab.lab.store import Store
+
+COLUMNS = (
+    *("study", "dataset", "variant", "seed", "metric", "n"),
+    *("value", "floor_mean", "floor_sd", "ceiling", "p_value"),
+)
+
+
+class RunError(RuntimeError):
+    """A run failed; the message names it and the cause."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of a study's table: a config, at which step of its training, and the factors that tell it from the others.
+
+    Attributes:
+        variant: its name in the table.
+        config: what is run; its seed counts.
+        step: one of the steps at which training kept weights; the last if omitted.
+        factors: columns of the table, name -> value.
+    """
+
+    variant: str
+    config: Experiment
+    step: int | None = None
+    factors: Mapping[str, Any] = field(default_factory=dict)
+
+
+def over_seeds(runs: Iterable[Run], seeds: Iterable[int]) -> list[Run]:
+    """Every run with every seed."""
+    seeds = list(seeds)
+    return [Run(r.variant, stages.seeded(r.config, seed), r.step, r.factors) for r in runs for seed in seeds]
+
+
+# --- the pool of this machine ----------------------------------------------------------------------------------
+
+
+def _start_worker() -> None:
+    """One thread: bits that do not depend on the number of cores; an end with the parent; interrupts are its affair."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_pools: dict[int, loky.ProcessPoolExecutor] = {}
+
+
+def pool(workers: int | None = None) -> loky.ProcessPoolExecutor:
+    """A pool of processes, kept for the next call because fresh ones take seconds to import torch.
+
+    Its processes end with the one that started them, and need no main guard in a script. As many as cores, if omitted.
+
+    Raises:
+        ValueError: fewer than one worker.
+    """
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers = {workers}; need at least 1")
+    known = _pools.get(workers)
+    if known is None or known._flags.broken is not None or known._flags.shutdown:
+        _pools[workers] = loky.ProcessPoolExecutor(workers, timeout=600, initializer=_start_worker)
+    return _pools[workers]
+
+
+def stop(executor: Executor) -> None:
+    """End an executor and what it still runs, at once where it can be."""
+    if isinstance(executor, loky.ProcessPoolExecutor):
+        for size in [size for size, known in _pools.items() if known is executor]:
+            del _pools[size]
+        executor.shutdown(wait=False, kill_workers=True)
+    else:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------
+
+
+def _work(payload: bytes) -> None:
+    """What a worker does: train once, then sample and score every run of the job, all into the store."""
+    url, parts, runs, reference = cloudpickle.loads(payload)
+    registry.register_again(parts)
+    store, threads = Store(url), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if reference is not None:
+            stages.references(*reference, store)
+        for run in runs:
+            try:
+                stages.score(run.config, run.step, store)
+            except Exception as error:
+                name = f"{run.variant!r} of {run.config.dataset['name']}, seed {run.config.seed}"
+                trace = "".join(traceback.format_exception(error)[-4:])
+                raise RunError(f"run {name} failed: {type(error).__name__}: {error}\n{trace}") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _is_there(run: Run, store: Store) -> bool:
+    """Whether every score of a run is in the store."""
+    config = run.config
+    if config.denoiser == "network" and not store.has("sample", stages.sample_key(config, run.step)):
+        return False
+    return all(store.has("score", stages.score_key(config, run.step, metric)) for metric in config.metrics)
+
+
+def missing(runs: Iterable[Run], store: Store | None = None) -> list[list[Run]]:
+    """The jobs that are still to be computed: runs grouped by the training that they share."""
+    store, jobs = store or stores.default(), {}
+    for run in runs:
+        if not _is_there(run, store):
+            network = run.config.denoiser == "network"
+            key = stages.train_key(run.config) if network else stages.sample_key(run.config, None)
+            jobs.setdefault(key, []).append(run)
+    return list(jobs.values())
+
+
+def compute(
+    runs: Iterable[Run],
+    executor: Executor | None = None,
+    store: Store | None = None,
+    progress: bool = True,
+    title: str = "runs",
+    go_on: bool = False,
+) -> list[tuple[list[Run], Exception]]:
+    """Compute what the store lacks of some runs, and the floors and ceilings of their scores.
+
+    Args:
+        runs: what is wanted.
+        executor: any `concurrent.futures` executor; this machine's cores if omitted.
+        store: where results are; the default one if omitted.
+        progress: show a text progress bar.
+        title: its name.
+        go_on: after a failure compute the others all the same, and return the failures.
+
+    Returns:
+        Jobs that failed, each with its error; none without `go_on`.
+
+    Raises:
+        RunError: a run failed; those that had not begun do not start.
+    """
+    runs, store = list(runs), store or stores.default()
+    parts = registry.defined_interactively()
+
+    def payload(job: list[Run], reference=None) -> bytes:
+        return cloudpickle.dumps((store.url, parts, job, reference))
+
+    scored = {
+        (r.config.dataset["name"], m): (r.config.dataset, m)
+        for r in runs for m in r.config.metrics if SCORES[m].calibrated
+    }  # fmt: skip
+    references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
+    jobs = missing(runs, store)
+    if not jobs and not references:
+        return []
+    own = executor is None
+    executor = executor or pool()
+    futures: dict[Future, list[Run]] = {}
+    failed: list[tuple[list[Run], Exception]] = []
+    try:
+        for pair in references:
+            futures[executor.submit(_work, payload([], pair))] = []
+        for job in jobs:
+            futures[executor.submit(_work, payload(job))] = job
+        bar = tqdm(as_completed(futures), total=len(futures), desc=title, disable=not progress, mininterval=1.0)
+        for future in bar:
+            try:
+                future.result()
+            except Exception as error:
+                if not go_on:
+                    raise
+                failed.append((futures[future], error))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        if own:
+            stop(executor)
+        raise
+    return failed
+
+
+def gather(study: str, runs: Iterable[Run], store: Store | None = None) -> pd.DataFrame:
+    """The tidy table of runs that are in the store: one row per (variant, seed, metric), `COLUMNS` and the factors."""
+    runs, store = list(runs), store or stores.default()
+    rows, factors = [], list(dict.fromkeys(name for run in runs for name in run.factors))
+    for run in runs:
+        name = run.config.dataset["name"]
+        values, bounds_of = stages.score(run.config, run.step, store), {}
+        for metric in run.config.metrics:
+            if SCORES[metric].calibrated:
+                found = stages.references(run.config.dataset, metric, store)
+                bounds_of |= {column: (SCORES[metric].n, value) for column, value in found.items()}
+        for metric, value in values.items():
+            if metric.endswith(" p"):
+                continue
+            n, bounds = None, (None, None, None)
+            if metric in bounds_of:
+                n, found = bounds_of[metric]
+                bounds = found.floor_mean, found.floor_sd, found.ceiling_mean
+            row = (study, name, run.variant, run.config.seed, metric, n, value, *bounds, values.get(f"{metric} p"))
+            rows.append((*row, *(run.factors.get(factor) for factor in factors)))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *factors])
+    table["n"] = table["n"].astype("Int64")
+    order = {variant: i for i, variant in enumerate(dict.fromkeys(run.variant for run in runs))}
+    return table.sort_values(
+        ["dataset", "variant", "seed", "metric"],
+        key=lambda column: column.map(order) if column.name == "variant" else column,
+        ignore_index=True, kind="stable",
+    )  # fmt: skip
+
+
+def run_all(
+    study: str,
+    runs: Mapping[str, Experiment] | Iterable[Run],
+    seeds: Iterable[int] | None = None,
+    executor: Executor | None = None,
+    store: Store | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compute what is missing of some runs, side by side, and return their tidy table.
+
+    Args:
+        study: name of the study, for the table.
+        runs: runs; or variant -> config.
+        seeds: seeds to give each of them; their configs' own if omitted.
+        executor, store, progress: see `compute`.
+    """
+    if isinstance(runs, Mapping):
+        runs = [Run(variant, config) for variant, config in runs.items()]
+    runs = list(runs) if seeds is None else over_seeds(runs, seeds)
+    compute(runs, executor, store, progress, study)
+    return gather(study, runs, store)

@@ -1,0 +1,239 @@
+"""What a result depends on: a hash of the code behind an object, definition by definition.
+
+The hash of a function or class covers its own definition and, transitively, every definition of this package or of the
+user that it refers to; docstrings, comments, annotations and the names under which parts are registered do not count.
+So an edited law changes the keys of that law alone, and a new one changes none. Libraries count by their version.
+"""
+
+import ast
+import hashlib
+import inspect
+import linecache
+import sys
+import sysconfig
+import types
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ddpmlab.registry import Registry
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of installed libraries; those that are absent are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _is_tracked(module: types.ModuleType | None) -> bool:
+    """Whether definitions of a module count: this package's and the user's own."""
+    if module is None:
+        return False
+    if module.__name__ == "__main__":
+        return True
+    path = getattr(module, "__file__", None) or ""
+    return path.startswith(_PACKAGE) or (path.endswith(".py") and not path.startswith((*_LIBRARIES, sys.base_prefix)))
+
+
+class _Stripped(ast.NodeTransformer):
+    """Drop what does not change what code does: docstrings, annotations, `@REGISTRY.register(...)`."""
+
+    def _definition(self, node):
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        node.decorator_list = [
+            d for d in node.decorator_list
+            if not (isinstance(d, ast.Call) and isinstance(d.func, ast.Attribute) and d.func.attr == "register")
+        ]  # fmt: skip
+        if hasattr(node, "returns"):
+            node.returns = None
+        return self.generic_visit(node)
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _definition
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+
+@lru_cache(maxsize=256)
+def _statements(source: str) -> dict[str, list[ast.stmt]]:
+    """Top-level name -> the statements that define it, stripped."""
+    found: dict[str, list[ast.stmt]] = {}
+    for statement in ast.parse(source).body:
+        names = []
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [statement.name]
+        elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        if names:
+            statement = _Stripped().visit(statement)
+            for name in names:
+                found.setdefault(name, []).append(statement)
+    return found
+
+
+def _module_source(module: types.ModuleType) -> str | None:
+    path = getattr(module, "__file__", None)
+    if not path or not path.endswith(".py"):
+        return None
+    if not path.startswith(_PACKAGE):
+        linecache.checkcache(path)
+    return "".join(linecache.getlines(path)) or None
+
+
+def _bytecode(value: Any) -> list[str]:
+    """What stands in for the source of something typed into a notebook: its bytecode, constants and names."""
+    if isinstance(value, types.CodeType):
+        inner = [line for c in value.co_consts if isinstance(c, types.CodeType) for line in _bytecode(c)]
+        plain = [repr(c) for c in value.co_consts if not isinstance(c, types.CodeType)]
+        return [value.co_code.hex(), *plain, *value.co_names, *value.co_varnames, *inner]
+    if isinstance(value, types.FunctionType):
+        return [value.__qualname__, repr(value.__defaults__), repr(value.__kwdefaults__), *_bytecode(value.__code__)]
+    if isinstance(value, classmethod | staticmethod):
+        return _bytecode(value.__func__)
+    if isinstance(value, property):
+        return [line for f in (value.fget, value.fset) if f is not None for line in _bytecode(f)]
+    if isinstance(value, type):
+        skipped = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__"}
+        return [f"{k}:{line}" for k, v in sorted(vars(value).items()) if k not in skipped for line in _bytecode(v)]
+    return [
+        repr(value)[:200] if isinstance(value, int | float | str | tuple | bool | type(None)) else type(value).__name__
+    ]
+
+
+def _references(statements: list[ast.stmt]) -> set[tuple[str, ...]]:
+    """Dotted names that statements refer to."""
+    found: set[tuple[str, ...]] = set()
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
+                found.add((node.id,))
+            elif isinstance(node, ast.Attribute):
+                chain, inner = [node.attr], node.value
+                while isinstance(inner, ast.Attribute):
+                    chain.append(inner.attr)
+                    inner = inner.value
+                if isinstance(inner, ast.Name):
+                    found.add((inner.id, *reversed(chain)))
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {("\0import", node.module, alias.name) for alias in node.names}
+    return found
+
+
+def _resolve(module: types.ModuleType, name: tuple[str, ...]) -> tuple[types.ModuleType, str] | None:
+    """The module and top-level name that a dotted name of another module stands for, if it is one that counts."""
+    if name[0] == "\0import":
+        owner, rest = sys.modules.get(name[1]), name[2:]
+    else:
+        owner, rest = module, name
+    while rest:
+        value = vars(owner).get(rest[0]) if owner is not None else None
+        if isinstance(value, types.ModuleType):
+            owner, rest = value, rest[1:]
+            continue
+        break
+    if not rest or owner is None or rest[0] not in vars(owner) or not _is_tracked(owner):
+        return None
+    value = vars(owner)[rest[0]]
+    if isinstance(value, Registry) or isinstance(getattr(value, "__self__", None), Registry):
+        return None  # the parts that a config names are hashed by name
+    defined = sys.modules.get(getattr(value, "__module__", None) or "")
+    if isinstance(value, type | types.FunctionType) and defined is not None:
+        return (defined, value.__qualname__.split(".")[0]) if _is_tracked(defined) else None
+    if (source := _module_source(owner)) is not None and rest[0] not in _statements(source):
+        return _imported(owner, rest[0], source)
+    return owner, rest[0]
+
+
+def _imported(module: types.ModuleType, name: str, source: str) -> tuple[types.ModuleType, str] | None:
+    """Where a constant that a module imports is defined."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            for alias in statement.names:
+                if (alias.asname or alias.name) == name:
+                    owner = sys.modules.get(statement.module)
+                    return (owner, alias.name) if _is_tracked(owner) and alias.name in vars(owner) else None
+    return None
+
+
+def definitions(value: Any) -> dict[str, str]:
+    """`module.name` -> what counts of its definition, for everything that a function, class or instance is built on."""
+    owner = value if isinstance(value, type | types.FunctionType) else type(value)
+    seen: dict[str, str] = {}
+    todo = [(sys.modules.get(owner.__module__), owner.__qualname__.split(".")[0], owner)]
+    while todo:
+        module, name, known = todo.pop()
+        if module is None or not _is_tracked(module) or f"{module.__name__}.{name}" in seen:
+            continue
+        source = _module_source(module)
+        statements = _statements(source).get(name) if source else None
+        label = f"{module.__name__}.{name}"
+        if statements is None:  # typed into a notebook, or made by a function
+            thing = known if known is not None else vars(module).get(name)
+            seen[label] = "\n".join(_bytecode(thing))
+            for code in _codes(thing):
+                todo += [(*found, None) for n in code.co_names if (found := _resolve(module, (n,)))]
+            for base in getattr(thing, "__mro__", ())[1:]:
+                todo.append((sys.modules.get(base.__module__), base.__qualname__.split(".")[0], base))
+            continue
+        seen[label] = "\n".join(ast.dump(s) for s in statements)
+        todo += [(*found, None) for n in _references(statements) if (found := _resolve(module, n))]
+    return seen
+
+
+def _codes(value: Any) -> list[types.CodeType]:
+    if isinstance(value, types.FunctionType):
+        return [value.__code__, *(c for c in value.__code__.co_consts if isinstance(c, types.CodeType))]
+    if isinstance(value, type):
+        return [code for v in vars(value).values() for code in _codes(v)]
+    return []
+
+
+def _digest(value: Any) -> str:
+    text = "\n".join(f"{name}\n{body}" for name, body in sorted(definitions(value).items()))
+    extra = ""
+    if not isinstance(value, type | types.FunctionType):  # an instance: its state counts too
+        functions = [v for v in vars(value).values() if isinstance(v, types.FunctionType | type)]
+        plain = {k: v for k, v in vars(value).items() if not isinstance(v, types.FunctionType | type)}
+        extra = repr(sorted(plain.items())) + "".join(_digest(f) for f in functions)
+    return hashlib.sha256((text + extra).encode()).hexdigest()[:16]
+
+
+_remembered = cache(_digest)
+
+
+def code_hash(value: Any) -> str:
+    """Hash of the code behind a function, a class or an instance with plain attributes.
+
+    That of this package is computed once a process, that of the user's own each time, since it may be edited meanwhile.
+    """
+    owner = value if isinstance(value, type | types.FunctionType) else type(value)
+    file = inspect.getfile(owner) if owner.__module__ != "__main__" else ""
+    foreign = (
+        not file.startswith(_PACKAGE)
+        or any(getattr(v, "__module__", "").split(".")[0] != "ddpmlab" for v in vars(value).values() if callable(v))
+        if not isinstance(value, type | types.FunctionType)
+        else not file.startswith(_PACKAGE)
+    )
+    return _digest(value) if foreign else _remembered(value)
+
+
+@cache
+def package_hash() -> str:
+    """Hash of all code of this package, for the provenance of a page; docstrings and comments do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(_PACKAGE).rglob("*.py")):
+        tree = _Stripped().visit(ast.parse(path.read_text(encoding="utf-8")))
+        digest.update(f"{path.relative_to(_PACKAGE)}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]

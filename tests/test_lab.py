@@ -1,0 +1,440 @@
+"""Experiments: configs, stages, and many runs side by side."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddpmlab.lab import (
+    COLUMNS,
+    Experiment,
+    Run,
+    Training,
+    limit,
+    over_seeds,
+    recipes,
+    remembered,
+    run_all,
+    runner,
+    sample,
+    score,
+    stages,
+    train,
+    trained,
+)
+from ddpmlab.lab import store as stores
+from ddpmlab.lab.runner import RunError, pool
+from ddpmlab.lab.store import DamagedEntryWarning, Store
+
+ROOT = Path(__file__).parent.parent
+SMALL = Experiment(
+    "helix",
+    network={"name": "mlp", "hidden": [16]},
+    training=Training(n_steps=200, batch_size=128, keep_steps=(100, 200)),
+    n_samples=300,
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("trained although it was in the store")
+
+    return lambda: monkeypatch.setattr(stages, "fit", refuse)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["folder", "memory"])
+def test_a_run_repeats_to_the_bit_and_comes_from_the_store(tmp_path, no_training, url):
+    first, second = (Store(tmp_path / n if url == "folder" else f"memory://{tmp_path.name}{n}") for n in "ab")
+    for store in (first, second):
+        score(SMALL, 100, store)
+    assert torch.equal(sample(SMALL, 200, first)[0], sample(SMALL, 200, second)[0])
+    assert score(SMALL, 100, first)["emd_128"] == score(SMALL, 100, second)["emd_128"]
+    no_training()
+    found = score(SMALL, 200, first)
+    assert found == score(SMALL, 200, first)
+    assert {"seconds_train", "seconds_sample", "nfe", "divergent_share", "emd_128"} == set(found)
+
+
+def test_the_committed_digits_come_out_again(cache):
+    """Model 1 of the homework after its 100 epochs: the tables' six digits, seed by seed."""
+    table = pd.read_csv(ROOT / "book" / "results" / "complexity.csv")
+    config = recipes.homework(
+        "helix", network={"name": "mlp", "hidden": [64]}, training=Training(epochs=100), metrics=("emd_128",)
+    )
+    rows = table[(table.dataset == "helix") & (table.variant == "model=1") & (table.seed == 0)].set_index("metric")
+    assert score(config)["emd_128"] == pytest.approx(rows.loc["emd_128", "value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "score"])
+def test_a_damaged_entry_is_named_and_computed_again(cache, stage):
+    before = score(SMALL)["emd_128"]
+    (victim,) = (cache / stage).glob("*.safetensors")
+    content = bytearray(victim.read_bytes())
+    content[-3] ^= 1
+    victim.write_bytes(content)
+    with pytest.warns(DamagedEntryWarning, match=rf"{victim.name} is damaged; computing it again"):
+        {"train": train, "sample": sample, "score": score}[stage](SMALL)
+    assert score(SMALL)["emd_128"] == before
+
+
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint(cache, monkeypatch):
+    config = replace(SMALL, training=Training(n_steps=30, batch_size=64))
+    whole = train(config, Store(cache / "whole")).weights[30]
+    key, store = stages.train_key(config), Store(cache / "cut")
+    real = stages.fit
+
+    def often(*args, **options):
+        return real(*args, **options | {"checkpoint_every": 10})
+
+    monkeypatch.setattr(stages, "fit", often)
+
+    def killed(step):
+        if step == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, store, on_step=killed)
+    assert store.checkpoint(key).exists()
+    seen = []
+    again = train(config, store, on_step=seen.append).weights[30]
+    assert min(seen) == 21
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not store.checkpoint(key).exists()
+
+
+def test_a_foreign_checkpoint_is_named_and_left_behind(cache):
+    config = replace(SMALL, training=Training(n_steps=5, batch_size=64))
+    stores.default().checkpoint(stages.train_key(config)).write_bytes(b"not a checkpoint")
+    with pytest.warns(DamagedEntryWarning, match="starting this run anew"):
+        assert train(config).steps == [5]
+
+
+def test_points_at_infinity_are_counted_and_left_out(cache, monkeypatch):
+    """A diverged sample costs its share, not the study."""
+    train(SMALL)
+    points = torch.randn(300, 3)
+    points[:3] = torch.inf
+    monkeypatch.setattr(stages, "sample", lambda *_: (points, {"seconds_sample": 0.0, "nfe": 50}))
+    values = score(SMALL)
+    assert values["divergent_share"] == pytest.approx(0.01)
+    assert 80 < values["emd_128"] < 130
+
+
+def test_every_score_of_the_contract_runs(cache):
+    config = replace(SMALL, metrics=("kl", "nll_gap", "nll_gap_train", "energy_distance"), n_samples=5_000)
+    table = run_all("all", {"small": config}, seeds=[0], progress=False).set_index("metric")
+    assert (table.loc[["kl", "nll_gap", "nll_gap_train"], "value"] > 0).all()
+    assert table.loc["energy_distance", "n"] == 5_000
+    assert 0 < table.loc["energy_distance", "p_value"] <= 1
+    energy = table.loc["energy_distance"]
+    assert energy["floor_mean"] < energy["value"] < energy["ceiling"]
+
+
+def test_permutation_tests_are_against_points_of_their_own(cache, monkeypatch):
+    """Every seed's test draws fresh real points, so that ten tests are ten."""
+    drawn, real = [], stages.two_sample.permutation_test
+
+    def spy(x, y, *args, **options):
+        drawn.append(y)
+        return real(x[:50], y[:50], *args, **options | {"n_permutations": 19})
+
+    monkeypatch.setattr(stages.two_sample, "permutation_test", spy)
+    config = limit(replace(SMALL, n_samples=5_000, metrics=("energy_distance",)), "law")
+    for seed in range(2):
+        score(replace(config, seed=seed))
+    assert not torch.isin(drawn[0], drawn[1]).any()
+    assert not torch.isin(drawn[0], config.data.split().test).any()
+
+
+def test_the_exact_denoiser_stands_in_for_a_network(cache):
+    """Samples of the exact denoiser score as real points do."""
+    config = replace(
+        SMALL, n_samples=5_000, sampler={"name": "heun", "n_steps": 20}, metrics=("emd_128", "kl", "energy_distance"),
+        schedule={"name": "vp_cosine", "terminal_snr": 1e-4, "t_min": 0.005},
+    )  # fmt: skip
+    exact = limit(config, "exact", n_samples=400)
+    assert exact.metrics == ("emd_128",)
+    table = run_all("x", [Run("exact", exact)], range(2), progress=False)
+    assert (table["value"] - table["floor_mean"]).abs().max() < 5
+    assert not (cache / "train").exists()
+    perfect = run_all("x", [Run("law", limit(config, "law"))], [0], progress=False)
+    assert set(perfect.metric) == {"emd_128", "energy_distance"}
+
+
+def doubled(x):
+    """A table that a test remembers."""
+    CALLS.append(x)
+    return pd.DataFrame({"x": [x], "y": [2.5 * x]})
+
+
+CALLS = []
+
+
+def test_tables_of_plain_functions_are_remembered(cache):
+    first = remembered(doubled, x=3)
+    again = remembered(doubled, x=3)
+    assert CALLS == [3]
+    pd.testing.assert_frame_equal(first, again)
+
+
+# --- configs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_config_is_frozen_and_checked():
+    with pytest.raises(Exception, match=r"frozen|cannot assign"):
+        SMALL.seed = 3
+    for options, message in (
+        ({"dataset": "spiral"}, "unknown dataset 'spiral'; choose one of"),
+        ({"dataset": "helix", "schedule": {"name": "linear", "n_step": 5}}, "schedule 'linear' takes .*n_steps"),
+        ({"dataset": "helix", "schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"dataset": "helix", "schedule": {}}, "a schedule needs a 'name'"),
+        ({"dataset": "helix", "sampler": {"name": "ddpm", "variance": "small"}}, "unknown variance"),
+        ({"dataset": "helix", "metrics": ["fid"]}, "unknown metric 'fid'"),
+        ({"dataset": "helix", "metrics": ["thickness"]}, "thickness is one of the dataset two_moons"),
+        ({"dataset": "helix", "parameterisation": "eps"}, "unknown parameterisation 'eps'; choose one of: epsilon"),
+        ({"dataset": "helix", "denoiser": "oracle"}, "unknown denoiser 'oracle'; choose one of: network, exact"),
+        ({"dataset": "helix", "average": True}, "ema_decay"),
+        ({"dataset": "helix", "n_samples": 100}, r"n_samples = 100; the metrics \['emd_128'\] compare 128"),
+        ({"dataset": "helix", "sampler": {"name": "ddpm", "n_steps": 500}}, "n_steps = 500; this schedule samples in"),
+        ({"dataset": "helix", "colour": 1}, "colour"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            Experiment(**options)
+    for options, message in (
+        ({}, "give exactly one of them"),
+        ({"epochs": 1, "n_steps": 1}, "give exactly one of them"),
+        ({"epochs": -1}, r"epochs = -1.0; need a positive number"),
+        ({"epochs": float("nan")}, "epochs = nan"),
+        ({"epochs": 10, "keep_epochs": (20,)}, "keep_epochs"),
+        ({"epochs": 10, "weighting": "x"}, "unknown weighting 'x'"),
+        ({"epochs": 10, "learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"n_steps": 1, "n_points": 0}, "n_points = 0; training needs at least 1 point"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Training(**options)
+
+
+def test_averages_of_several_widths_are_named(cache):
+    training = Training(n_steps=20, batch_size=64, ema_sigma_rel=(0.05, 0.1))
+    config = replace(SMALL, training=training, average=0.1)
+    train(config)
+    first, second = (trained(replace(config, average=width)).network.state_dict() for width in (0.05, 0.1))
+    assert not torch.equal(first["layers.0.weight"], second["layers.0.weight"])
+    default = trained(replace(config, average=True)).network.state_dict()
+    assert torch.equal(default["layers.0.weight"], first["layers.0.weight"])
+    with pytest.raises(ValueError, match=r"average = 0.2; training keeps the widths \[0.05, 0.1\]"):
+        replace(config, average=0.2)
+
+
+def test_training_points_can_be_drawn_afresh(cache):
+    law = SMALL.data
+    assert torch.equal(SMALL.training.points(law)[0], law.split().train)
+    fresh = Training(n_steps=20, batch_size=128, n_points=500)
+    points, labels = fresh.points(law)
+    assert points.shape == (500, 3)
+    assert labels is None
+    losses = [train(replace(SMALL, training=replace(fresh, n_points=n))).losses for n in (None, 500, 600)]
+    assert len({tuple(x) for x in losses}) == 3  # three runs, none taken for another
+    assert Training(epochs=4, batch_size=100, n_points=500).options(500).n_steps == 20
+
+
+def test_the_two_moons_recipe_changes_only_what_it_is_told_to():
+    recipe = recipes.two_moons(2_000)
+    assert sum(w.numel() for w in recipe.build().parameters()) == 19_778
+    other = recipes.two_moons(2_000, network={"width": 32}, warmup=0, n_samples=700)
+    assert other == replace(
+        recipe,
+        network={**recipe.network, "width": 32},
+        training=replace(recipe.training, warmup=0),
+        n_samples=700,
+    )
+    with pytest.raises(ValueError, match=r"unknown options \['width'\]"):
+        recipes.two_moons(2_000, width=32)
+
+
+# --- many runs -------------------------------------------------------------------------------------------------
+
+
+def test_the_tidy_table_keeps_the_contract(cache, capsys):
+    runs = [Run("early", SMALL, 100, {"step": 100}), Run("late", SMALL, 200, {"step": 200})]
+    table = run_all("tiny", runs, seeds=(seed for seed in range(2)))
+    assert tuple(table.columns) == (*COLUMNS, "step")
+    emd = table[table.metric == "emd_128"]
+    assert list(zip(emd.variant, emd.seed, emd.step, strict=True)) == [
+        ("early", 0, 100), ("early", 1, 100), ("late", 0, 200), ("late", 1, 200),
+    ]  # fmt: skip
+    assert (emd.n == 128).all()
+    assert ((emd.floor_mean > 45) & (emd.floor_mean < 58) & (emd.ceiling > 95)).all()
+    assert (table[table.metric == "nfe"].value == 50).all()
+    assert "tiny" in capsys.readouterr().err
+    torch.set_num_threads(1)  # each row is what one run gives
+    alone = score(replace(SMALL, seed=1), 200, Store(cache / "alone"))
+    assert emd.value.iloc[-1] == alone["emd_128"]
+
+
+def test_any_executor_gives_the_same_table(cache):
+    config = replace(SMALL, training=Training(n_steps=20, batch_size=64))
+    with ThreadPoolExecutor(2) as threads:
+        by_threads = run_all("x", {"a": config}, range(2), executor=threads, store=Store(cache / "t"), progress=False)
+    by_pool = run_all("x", {"a": config}, range(2), store=Store(cache / "p"), progress=False)
+    timed = by_pool.metric.str.startswith("seconds")
+    pd.testing.assert_frame_equal(by_threads[~timed], by_pool[~timed])
+
+
+def test_one_training_serves_every_run_that_shares_it(cache):
+    runs = over_seeds([Run("a", SMALL, 100), Run("b", replace(SMALL, sampler={"name": "ddim"}))], range(3))
+    assert [len(job) for job in runner.missing(runs)] == [2, 2, 2]
+    run_all("x", runs, progress=False)
+    assert runner.missing(runs) == []
+    assert len(list((cache / "train").iterdir())) == 3
+
+
+def test_a_failed_run_is_named_and_the_others_can_go_on(cache):
+    broken = replace(SMALL, training=Training(n_steps=150, batch_size=128, learning_rate=1e30))
+    with pytest.raises(RunError, match=r"run 'lr' of helix, seed 0 failed: NonFiniteLossError: .*of 150"):
+        run_all("broken", {"lr": broken}, seeds=[0], progress=False)
+    assert not list((cache / "train").glob("*")) if (cache / "train").exists() else True
+    runs = [Run("lr", broken), Run("sound", replace(SMALL, training=Training(n_steps=20)))]
+    failed = runner.compute(runs, progress=False, go_on=True)
+    assert [job[0].variant for job, _ in failed] == ["lr"]
+    assert len(runner.missing(runs)) == 1
+
+
+SCRIPT = """
+import torch
+from ddpmlab import networks
+from ddpmlab.lab import Experiment, Training, run_all
+@networks.NETWORKS.register("mine")
+class Mine(networks.MLP):
+    def forward(self, x, c, label=None):
+        return super().forward(x, c, label) * {factor}
+config = Experiment("helix", network="mine", training=Training(n_steps=10, batch_size=32), n_samples=200)
+table = run_all("script", {{"a": config}}, range(2), progress=False)
+print(table[table.metric == "emd_128"].value.sum())
+"""
+
+
+def test_a_script_without_a_main_guard_runs_parts_of_its_own(tmp_path):
+    """Its processes do not import it again, know its parts, and an edited part is another part."""
+    script, values = tmp_path / "script.py", []
+    environment = {**os.environ, "DDPMLAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    for factor in (1, 1, 2):
+        script.write_text(SCRIPT.format(factor=factor))
+        answer = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        values.append(float(answer.stdout))
+    assert values[0] == values[1] != values[2]
+
+
+LONG = """
+from ddpmlab.lab import Experiment, Training, run_all
+config = Experiment("helix", training=Training(n_steps=1_000_000, batch_size=64), n_samples=200)
+print("begins", flush=True)
+run_all("long", {"a": config}, range(2), progress=False)
+"""
+
+
+def running(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(process):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == process:
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_to_the_parent_alone_stops_everything(tmp_path, how):
+    environment = {**os.environ, "DDPMLAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", LONG], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "begins\n"
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache" / "checkpoints").glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)  # until both train
+    workers = children(parent.pid)
+    assert workers
+    parent.send_signal(how)
+    start = time.monotonic()
+    parent.communicate(timeout=30)
+    while any(map(running, workers)) and time.monotonic() - start < 10:
+        time.sleep(0.05)
+    assert not [w for w in workers if running(w)]
+    assert parent.returncode != 0
+    assert list((tmp_path / "cache" / "checkpoints").glob("*.safetensors"))
+
+
+LOCKSTEP = """
+import sys, warnings
+warnings.simplefilter("error")
+from ddpmlab.lab import Experiment, Store, Training, score
+store = Store(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for seed in range(int(sys.argv[2])):
+    config = Experiment("helix", network={"name": "mlp", "hidden": [4]}, seed=seed, n_samples=2, metrics=(),
+                        training=Training(n_steps=2, batch_size=8), sampler={"name": "ddim", "n_steps": 2})
+    score(config, None, store)
+"""
+
+
+def test_processes_in_lockstep_leave_sound_entries_and_raise_nothing(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(LOCKSTEP), str(tmp_path / "s"), "30"]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in started:
+        assert process.communicate(timeout=300)[1] == ""
+    store = Store(tmp_path / "s")
+    kinds = [kind for kind, _, _ in store.entries()]
+    assert kinds.count("train") == kinds.count("sample") == 30
+    assert all(store.get(kind, key) is not None for kind, key, _ in store.entries())
+    assert not list((tmp_path / "s" / "checkpoints").iterdir())
+
+
+def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
+    first, second = pool(2), pool(1)
+    assert first.submit(divmod, 7, 2).result() == second.submit(divmod, 7, 2).result() == (3, 1)
+    assert pool(1) is second
+    runner.stop(second)
+    assert pool(1) is not second
+    assert pool(1).submit(np.sqrt, 4.0).result() == 2.0
+    with pytest.raises(ValueError, match="workers = 0; need at least 1"):
+        pool(0)

@@ -1,0 +1,150 @@
+"""Keys follow the code that a result depends on, and nothing else."""
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+
+from ddpmlab import data, networks, samplers, schedules
+from ddpmlab.lab import Experiment, Training, stages
+from ddpmlab.lab.scores import SCORES, Score
+from ddpmlab.lab.source import code_hash, definitions, package_hash
+
+CONFIG = Experiment(
+    "helix", network={"name": "mlp", "hidden": [8]}, training=Training(n_steps=4, batch_size=16), n_samples=300,
+    metrics=("emd_128", "kl"),
+)  # fmt: skip
+
+
+def keys(config=CONFIG):
+    return [
+        stages.train_key(config),
+        stages.sample_key(config),
+        *(stages.score_key(config, None, m) for m in config.metrics),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the user's own, written anew by each call."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+
+    def write(source):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        sys.dont_write_bytecode = True
+        return importlib.import_module(name)
+
+    yield write
+    sys.modules.pop(name, None)
+
+
+def test_a_definition_counts_with_what_it_is_built_on():
+    found = set(definitions(data.DATASETS["helix"]))
+    assert {"ddpmlab.data.laws.Helix", "ddpmlab.data.laws._Curve", "ddpmlab.data.quadrature.shared_nodes"} <= found
+    assert not {"ddpmlab.data.laws.TwoMoons", "ddpmlab.data.laws.Sin55"} & found
+    fit = set(definitions(stages._train))
+    assert {"ddpmlab.training.loop.fit", "ddpmlab.denoisers.Denoiser", "ddpmlab.training.ema.EMA"} <= fit
+    assert not [name for name in fit if name.startswith(("ddpmlab.metrics", "ddpmlab.networks", "ddpmlab.samplers"))]
+
+
+def test_new_parts_touch_no_entry(module):
+    before = keys()
+    own = module(
+        """
+        import torch
+        from ddpmlab.data import GaussianMixture
+        from ddpmlab.networks import MLP
+        from ddpmlab.samplers import DDIM
+        from ddpmlab.schedules import linear
+        def law(): return GaussianMixture()
+        class Net(MLP): pass
+        class Walk(DDIM): pass
+        def schedule(): return linear(10)
+        def metric(x, y): return 0.0
+        """
+    )
+    registries = [(data.DATASETS, own.law), (networks.NETWORKS, own.Net), (samplers.SAMPLERS, own.Walk)]
+    for registry, part in [*registries, (schedules.SCHEDULES, own.schedule), (SCORES, Score(own.metric, 2))]:
+        registry.register("own part")(part)
+    try:
+        assert keys() == before
+        mine = Experiment(
+            "own part", "own part", "own part", sampler="own part", metrics=("own part",), n_samples=10,
+            training=Training(n_steps=2),
+        )  # fmt: skip
+        assert stages.train_key(mine) != before[0]
+    finally:
+        for registry, _ in [*registries, (schedules.SCHEDULES, None), (SCORES, None)]:
+            del registry._factories["own part"]
+
+
+SOURCE = """
+from ddpmlab.networks import MLP
+WIDTH = {width}
+def helper(x):
+    '''{doc}'''
+    return x * {factor}
+class Net(MLP):
+    def forward(self, x, c, label=None):
+        return helper(super().forward(x, c)) * WIDTH  # {doc}
+"""
+
+
+def test_edited_code_of_the_users_own_counts_and_its_comments_do_not(module):
+    def key(**edits):
+        own = module(SOURCE.format(**{"width": 1, "doc": "old", "factor": 1} | edits))
+        return stages.train_key(Experiment("helix", network=f"{own.__name__}:Net", training=Training(n_steps=2)))
+
+    first = key()
+    assert key() == first
+    assert key(doc="new") == first
+    assert len({first, key(factor=2), key(width=2)}) == 3
+
+
+def test_a_class_typed_into_a_notebook_counts_by_its_bytecode():
+    def typed(body):
+        space = {"__name__": "__main__"}
+        code = "from ddpmlab.networks import MLP\nclass Net(MLP):\n    def forward(self, x, c, label=None):\n        "
+        exec(code + body, space)
+        return code_hash(space["Net"])
+
+    assert typed("return x") == typed("return x")
+    assert typed("return x") != typed("return 2 * x")
+
+
+def test_options_without_effect_are_in_no_key():
+    def key(**options):
+        return stages.train_key(Experiment("helix", training=Training(n_steps=2, **options)))
+
+    assert key() == key(weight_decay=0.5) == key(log_normal=(0.0, 2.0)) == key(device="cpu")
+    assert key(optimiser="adamw") != key(optimiser="adamw", weight_decay=0.5)
+    assert key() != key(precision="bf16")
+
+
+def test_a_changed_metric_or_sampler_costs_no_training():
+    from dataclasses import replace
+
+    other = replace(CONFIG, sampler={"name": "ddim"}, metrics=("nll_gap",), n_samples=400)
+    assert stages.train_key(other) == stages.train_key(CONFIG)
+    assert stages.sample_key(other) != stages.sample_key(CONFIG)
+    assert stages.sample_key(replace(CONFIG, metrics=())) == stages.sample_key(CONFIG)
+    spelt_out = replace(CONFIG, schedule={"name": "linear", "ubeta": 1.28e-2})
+    assert keys(spelt_out) == keys()
+    assert stages.train_key(replace(CONFIG, seed=1)) != stages.train_key(CONFIG)
+
+
+def test_an_entry_says_how_it_was_made_so_that_its_key_can_be_computed_again():
+    import json
+
+    made = json.loads(json.dumps(stages._made("score", CONFIG, step=None, metric="kl")))
+    assert stages.key_of(made) == stages.score_key(CONFIG, None, "kl")
+    made[1]["network"] = {"name": "no such network"}
+    assert stages.key_of(made) is None
+
+
+def test_the_package_has_one_hash():
+    assert len(package_hash()) == 12

@@ -7,7 +7,8 @@ Directives and roles, all read from `results/` when the book is built:
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
-- ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings.
+- ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings;
+- ``{command-line}``: what the command line says of itself.
 
 The rest works on the finished pages: it names what has no name for a screen reader, keeps the theme out of the console,
 links each study's notebook and tables, and writes the text that the search shows beside its hits, so that it works from
@@ -234,7 +235,7 @@ def public_names(module: ModuleType) -> list[str]:
         name
         for name, thing in vars(module).items()
         if not name.startswith("_")
-        and (isinstance(thing, type) or inspect.isroutine(thing) or isinstance(thing, click.Command))
+        and (isinstance(thing, type) or inspect.isroutine(thing))
         and getattr(thing, "__module__", None) == module.__name__
     ]
 
@@ -283,6 +284,20 @@ class PackageApi(_Table):
             lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
             lines += ["   :show-inheritance:", ""]
         return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+
+
+class CommandLine(SphinxDirective):
+    """What `ddpmlab --help` and each of its commands say."""
+
+    def run(self):
+        from ddpmlab.cli import main
+
+        top = click.Context(main, info_name="ddpmlab", terminal_width=80)
+        texts = [main.get_help(top)]
+        for name, command in main.commands.items():
+            texts.append(command.get_help(click.Context(command, parent=top, info_name=name, terminal_width=80)))
+        blocks = [nodes.literal_block(text, text, language="none") for text in texts]
+        return blocks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -506,6 +521,7 @@ def setup(app):
     app.add_directive("under-revision", UnderRevision)
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
+    app.add_directive("command-line", CommandLine)
     app.connect("config-inited", _quiet_thebe)
     app.connect("autodoc-process-docstring", _literal_words)
     app.connect("autodoc-skip-member", _skip_member)

@@ -1,6 +1,7 @@
 """The explorer as readers meet it: in a Chromium, from a file and from a server, and in a live JupyterLab."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -721,6 +722,18 @@ explorer
 """
 
 
+def _answering(lab, log: Path) -> str:
+    """The address of a JupyterLab that has just been started, once it answers."""
+    for _ in range(1_200):
+        assert lab.poll() is None, log.read_text()
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)/", log.read_text()):
+            address = f"http://127.0.0.1:{found[1]}"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api/status", timeout=10):
+                return address
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
 def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open_page):
     pytest.importorskip("jupyterlab", reason="a live test needs: pip install 'ddpmlab[book]'")
     pytest.importorskip("anywidget", reason="a live test needs: pip install 'ddpmlab[book]'")
@@ -741,22 +754,15 @@ def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open
     ]
     lab = subprocess.Popen([*command, *options], env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:
-        address = None
-        for _ in range(600):
-            found = re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/", (tmp_path / "lab.log").read_text())
-            if found:
-                address = f"http://127.0.0.1:{found[1]}"
-                with urllib.request.urlopen(f"{address}/api/status", timeout=10) as answer:
-                    assert answer.status == 200
-                break
-            assert lab.poll() is None, (tmp_path / "lab.log").read_text()
-            time.sleep(0.1)
-        assert address, (tmp_path / "lab.log").read_text()
+        address = _answering(lab, tmp_path / "lab.log")
         opened = open_page(f"{address}/lab/tree/live.ipynb", quiet=False)
         opened.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         opened.wait_for_function(
             "document.querySelector('.jp-NotebookPanel-toolbar')?.textContent.includes('Python 3')"
         )
+        # what is run before the kernel is connected is lost
+        idle = "document.querySelector('#jp-main-statusbar')?.textContent.includes('| Idle')"
+        opened.wait_for_function(idle, timeout=90_000)
         opened.click(".jp-Notebook .jp-Cell .cm-content")
         opened.keyboard.press("Shift+Enter")
         opened.wait_for_selector(".ddx .ddx-canvas", timeout=90_000)

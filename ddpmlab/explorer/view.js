@@ -60,7 +60,7 @@ const explorerView = (() => {
 
   /** A Gaussian mixture: weights, means, and scales (diagonal) or covariances; in an address `dim[f]~w_m.._s..~...`. */
   function mixture(value) {
-    if (value === null || value === "") return null;
+    if (value === null || value === "" || (typeof value === "object" && !Object.keys(value).length)) return null;
     const corner = (d) => (d * (d + 1)) / 2;
     if (typeof value === "string") {
       const [head, ...parts] = value.split("~");
@@ -266,8 +266,8 @@ const explorerView = (() => {
     colourProbe = colourProbe || probe();
     if (!colourProbe) return [255, 255, 255, 1];
     colourProbe.clearRect(0, 0, 1, 1);
-    colourProbe.fillStyle = "#000";
-    colourProbe.fillStyle = colour;
+    colourProbe.fillStyle = "#0000"; // what stays where the colour cannot be read, as of an element in no document
+    if (colour) colourProbe.fillStyle = colour;
     colourProbe.fillRect(0, 0, 1, 1);
     const [r, g, b, a] = colourProbe.getImageData(0, 0, 1, 1).data;
     return [r, g, b, a / 255];
@@ -1171,7 +1171,9 @@ const explorerView = (() => {
     }
 
     function draw() {
+      if (!root.isConnected) return; // a host may put it into its page later; the observer of its size calls again
       dirty = false;
+      if (!themed) applyTheme();
       if (!layout()) return;
       const law = lawSpec();
       const dim = law ? dimOf(law) : 2;
@@ -2173,7 +2175,9 @@ const explorerView = (() => {
       }, 250);
     }
 
+    let themed = false;
     function applyTheme() {
+      themed = root.isConnected;
       colours = palette(el);
       for (const [name, value] of Object.entries(colours)) if (typeof value === "string") root.style.setProperty(`--ddx-${name}`, value);
       root.style.colorScheme = colours.dark ? "dark" : "light";

@@ -116,7 +116,7 @@ class Explorer(anywidget.AnyWidget):
     field = _setting(traitlets.Enum(("off", "field", "error"), "off"))
     picked = _setting(traitlets.List(traitlets.Int(min=0), list(range(6)), maxlen=12))
     camera = _setting(traitlets.List(traitlets.Float(), [0.6, 0.4, 1.0, 0.0, 0.0], minlen=5, maxlen=5))
-    mixture = _setting(traitlets.Dict(None, allow_none=True))
+    mixture = _setting(traitlets.Dict(default_value=None, allow_none=True))
     a_model, b_model = (_setting(traitlets.Unicode("exact")) for _ in SIDES)
     a_schedule, b_schedule = (_setting(traitlets.Unicode("own")) for _ in SIDES)
     a_solver, b_solver = (_setting(traitlets.Enum(sorted(samplers.SAMPLERS), "dpmpp_2m")) for _ in SIDES)

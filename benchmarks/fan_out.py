@@ -1,4 +1,4 @@
-"""What fanning out costs: 200 short experiments serial and through 2 workers, interleaved; tasks a second of a scheduler.
+"""What fanning out costs: 200 short experiments, serial and through 2 workers; tasks a second.
 
 Run: python benchmarks/fan_out.py [--experiments 200] [--rounds 3]
 """
@@ -25,7 +25,7 @@ def experiments(n: int):
                 metrics=(),
                 training=Training(n_steps=300, batch_size=256),
                 sampler={"name": "ddim", "n_steps": 10},
-            ),  # fmt: skip
+            ),
         )
         for seed in range(n)
     ]

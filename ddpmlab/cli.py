@@ -152,9 +152,7 @@ def render(root: Path) -> None:
 
 
 @main.command()
-@click.option(
-    "--export", type=click.Path(file_okay=False, path_type=Path), help="Write the homework's npy files there."
-)
+@click.option("--export", type=click.Path(file_okay=False, path_type=Path), help="Write npy files there.")
 @click.option("--label", type=int, default=0, show_default=True, help="Which class to export.")
 def data(export: Path | None, label: int) -> None:
     """Fetch and verify FashionMNIST; with --export write one class as npy files of 784 columns."""

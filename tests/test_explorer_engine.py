@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpmlab import data, metrics, networks, samplers, schedules
-from ddpmlab.denoisers import Denoiser, EmpiricalDenoiser, ExactDenoiser
+from ddpmlab.denoisers import PARAMETERISATIONS, Denoiser, EmpiricalDenoiser, ExactDenoiser
 from ddpmlab.explorer import build_kernel, export
 
 ENGINE = Path(export.__file__).with_name("engine.js")
@@ -82,6 +82,8 @@ def make_network(name, dim, **options):
         for key, weight in net.named_parameters():
             if key.endswith("bias") or ".norms." in key or key.startswith("outlet.0"):
                 weight.add_(0.3 * torch.randn(weight.shape))
+            else:
+                weight.mul_(1.7)
     return net.eval()
 
 
@@ -115,21 +117,27 @@ def test_networks_are_torchs(name, kernel):
     kind, dim, options = NETWORKS[name]
     net = make_network(kind, dim, **options)
     x = 1.5 * torch.randn(131, dim, generator=torch.Generator().manual_seed(0))
-    labels = [None, 0, options["n_classes"] - 1] if "n_classes" in options else [None]
-    for label in labels:
+    asked = [(c, label) for c in (0.02, 0.61, 1.0) for label in (None, *range(options.get("n_classes", 0)))]
+    code = """
+    const x = Float32Array.from(args.x);
+    return args.asked.map(([c, label]) => engine.network({ ...args.spec, label }).run(x, 131, c));
+    """
+    found = run(code, kernel, spec=export.network(net), x=listed(x), asked=asked)
+    for (c, label), value in zip(asked, found, strict=True):
         given = None if label is None else torch.full((len(x),), label)
-        for c in (0.02, 0.61, 1.0):
-            with torch.no_grad():
-                wanted = net(x, torch.full((len(x),), c), given)
-            found = run(
-                "return engine.network(args.spec).run(Float32Array.from(args.x), args.n, args.c)",
-                kernel,
-                spec=export.network(net, label=label),
-                x=listed(x),
-                n=len(x),
-                c=c,
-            )
-            close(found, wanted, 1e-5)
+        with torch.no_grad():
+            wanted = net(x, torch.full((len(x),), c), given)
+        close(value, wanted, 1e-5)
+        if options.get("output_activation") == "relu":
+            assert (wanted == 0).any()
+            assert (wanted > 0).any()
+
+
+def test_a_label_travels_with_its_network():
+    net = make_network("mlp", 2, hidden=(8,), n_classes=3)
+    assert export.network(net, label=2)["label"] == 2
+    with pytest.raises(ValueError, match="label = 4"):
+        export.network(net, label=4)
 
 
 SCHEDULES = {
@@ -140,6 +148,7 @@ SCHEDULES = {
     "quadratic": {"n_steps": 20},
     "scaled_linear": {"n_steps": 1_000, "lbeta": 1e-4, "ubeta": 2e-2},
     "vp_cosine": {},
+    "rectified": {"terminal_snr": 0.01},
     "ve": {"sigma_min": 0.011, "sigma_max": 8.0},
 }
 
@@ -166,6 +175,12 @@ def test_schedules(name):
         np.testing.assert_allclose(times, schedule.times(n, spacing).numpy(), rtol=0, atol=1e-15)
 
 
+def test_nothing_of_the_package_is_left_out():
+    assert set(schedules.SCHEDULES) == set(SCHEDULES)
+    assert {name.split(",")[0] for name in SAMPLERS} == set(samplers.SAMPLERS)
+    assert {kind for kind, *_ in NETWORKS.values()} == {"mlp", "residual_mlp"}
+
+
 def test_zero_terminal_snr_of_a_discrete_schedule():
     schedule = schedules.make("linear", n_steps=20).rescaled(0.0)
     spec = export.schedule(schedule)
@@ -179,28 +194,33 @@ def test_zero_terminal_snr_of_a_discrete_schedule():
     assert found[4] == "Infinity"
 
 
-PARAMETERISATIONS = {
-    "epsilon": ("linear", {"n_steps": 50}),
-    "x0": ("vp_cosine", {}),
-    "v": ("vp_cosine", {}),
-    "edm": ("ve", {"sigma_min": 0.011, "sigma_max": 8.0}),
+PROCESSES = {
+    "linear": schedules.make("linear", n_steps=50),
+    "vp": schedules.make("vp_cosine", terminal_snr=1e-3),
+    "rectified": schedules.make("rectified", terminal_snr=1e-3),
+    "ve": schedules.make("ve", sigma_min=0.011, sigma_max=8.0),
 }
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_parameterisations(parameterisation, kernel):
-    name, options = PARAMETERISATIONS[parameterisation]
-    schedule = schedules.make(name, **options)
+def test_parameterisations(parameterisation, process, kernel):
+    schedule = PROCESSES[process]
     denoiser = Denoiser(make_network("mlp", 2, hidden=(32, 32)), schedule, parameterisation)
-    for share in (0.02, 0.5, 1.0):
-        t = max(schedule.t_min, share * schedule.t_max)
+    states, wanted, times = [], [], [max(schedule.t_min, share * schedule.t_max) for share in (0.02, 0.5, 1.0)]
+    for t in times:
         alpha, sigma = (float(a) for a in schedule(t))
-        x = math.hypot(alpha, sigma) * torch.randn(70, 2, generator=torch.Generator().manual_seed(1))
+        states.append(math.hypot(alpha, sigma) * torch.randn(70, 2, generator=torch.Generator().manual_seed(1)))
         with torch.no_grad():
-            wanted = denoiser(x, t)
-        code = "return engine.denoiser(args.spec).denoise(Float32Array.from(args.x), 70, args.t)"
-        close(run(code, kernel, spec=export.denoiser(denoiser), x=listed(x), t=t), wanted, 1e-5)
+            wanted.append(denoiser(states[-1], t))
+    code = """
+    const d = engine.denoiser(args.spec);
+    return args.states.map((x, i) => d.denoise(Float32Array.from(x), 70, args.times[i]));
+    """
+    found = run(code, kernel, spec=export.denoiser(denoiser), states=[listed(x) for x in states], times=times)
+    for value, reference in zip(found, wanted, strict=True):
+        close(value, reference, 1e-5)
 
 
 def mixture():
@@ -301,6 +321,7 @@ def test_samplers_are_the_packages():
         (schedules.make("linear", n_steps=50, ubeta=0.2), None),
         (schedules.make("linear", n_steps=50, ubeta=0.2), 7),
         (schedules.make("vp_cosine"), 12),
+        (schedules.make("rectified"), 10),
         (schedules.make("ve", sigma_min=0.02, sigma_max=10.0), 9),
     ):
         exact = ExactDenoiser(law, schedule)
@@ -522,13 +543,13 @@ BAD = {
     "NaN": (BUILD, _nan(), ["layers.2.bias", "1 of 8", "diverged"]),
     "kind": (BUILD, _changed(("network", "kind"), "transformer"), ["transformer", "mlp, residual_mlp"]),
     "activation": (BUILD, _changed(("network", "activation"), "tanh"), ["tanh", "relu, silu, gelu"]),
-    "parameterisation": (BUILD, _changed(("parameterisation",), "flow"), ["flow", "epsilon, x0, v, edm"]),
+    "parameterisation": (BUILD, _changed(("parameterisation",), "score"), ["score", "epsilon, x0, v, edm, flow"]),
     "epsilon at SNR 0": (
         BUILD,
         _changed(("schedule",), {"kind": "vp_cosine", "terminal_snr": 0, "t_min": 0.001}),
-        ["SNR of 0", "x0, v or edm"],
+        ["SNR of 0", "x0, v, edm or flow"],
     ),
-    "schedule": (BUILD, _changed(("schedule", "kind"), "flow"), ["flow", "discrete, vp_cosine, ve"]),
+    "schedule": (BUILD, _changed(("schedule", "kind"), "flow"), ["flow", "discrete, vp_cosine, rectified, ve"]),
     "alpha_bars": (BUILD, _changed(("schedule", "alpha_bars"), [0.9, 0.95]), ["alpha_bars[1] = 0.95", "decrease"]),
     "no schedule": (BUILD, _changed(("schedule",), None), ["schedule", "export"]),
     "label": (BUILD, _changed(("network", "label"), 1), ["no classes", "n_classes"]),

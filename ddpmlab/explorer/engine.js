@@ -12,7 +12,7 @@ function createEngine(options = {}) {
   const ACTIVATIONS = { relu: 1, silu: 2, gelu: 3 };
   const MOST_FITTED = 1000; // of more points every second, third, ... is fitted
   const SPACINGS = ["leading", "linspace", "trailing"];
-  const PARAMETERISATIONS = ["epsilon", "x0", "v", "edm"];
+  const PARAMETERISATIONS = ["epsilon", "x0", "v", "edm", "flow"];
   const SAMPLERS = ["ddpm", "ddim", "euler", "heun", "dpmpp_2m", "unipc"];
   const VARIANCES = ["posterior", "beta"];
   const LOG_2PI = Math.log(2 * Math.PI);
@@ -409,6 +409,16 @@ function createEngine(options = {}) {
     };
   }
 
+  function rectified(spec) {
+    const snr = number(spec, "terminal_snr", "rectified", (v) => v >= 0 && v < 1, "0 <= terminal_snr < 1");
+    const tMin = number(spec, "t_min", "rectified", (v) => v > 0 && v < 1, "0 < t_min < 1"), fall = 1 - Math.sqrt(snr);
+    return {
+      ...continuous(tMin),
+      pair: (t) => [1 - fall * t, t],
+      timeOf: (level) => clamp(1 / (1 / level + fall), tMin, 1),
+    };
+  }
+
   function ve(spec) {
     const high = number(spec, "sigma_max", "ve", (v) => v > 0 && v < Infinity, "a finite sigma_max above 0");
     const low = number(spec, "sigma_min", "ve", (v) => v > 0 && v < high, "0 < sigma_min < sigma_max");
@@ -424,7 +434,7 @@ function createEngine(options = {}) {
   /** A forward process: scales, times, noise levels, as `ddpmlab.schedules`. */
   function schedule(spec) {
     if (!isObject(spec)) fail(`schedule is ${JSON.stringify(spec)}`, "give one of ddpmlab.explorer.export.schedule");
-    const kinds = { discrete, vp_cosine: vpCosine, ve };
+    const kinds = { discrete, vp_cosine: vpCosine, rectified, ve };
     const own = kinds[oneOf(spec.kind, Object.keys(kinds), "kind of schedule")](spec);
     const spacing = oneOf(spec.spacing ?? (spec.kind === "ve" ? "linspace" : "trailing"), SPACINGS, "spacing");
     const scales = (t) =>
@@ -1087,7 +1097,7 @@ function createEngine(options = {}) {
     const title = spec.title ?? "network", net = network(spec.network, title), { dim } = net;
     const kind = oneOf(spec.parameterisation, PARAMETERISATIONS, `parameterisation of ${JSON.stringify(title)}`);
     if (kind === "epsilon" && forward.scales(forward.tMax)[0] === 0) {
-      fail(`${JSON.stringify(title)} predicts noise and its schedule ends at an SNR of 0`, "choose x0, v or edm");
+      fail(`${JSON.stringify(title)} predicts noise and its schedule ends at an SNR of 0`, "choose x0, v, edm or flow");
     }
     return {
       dim,
@@ -1101,6 +1111,7 @@ function createEngine(options = {}) {
         let a = 0, b = 1; // D = a x + b F
         if (kind === "epsilon") [a, b] = [1 / alpha, -sigma / alpha];
         else if (kind === "v") [a, b] = [alpha / s2, -sigma / s2];
+        else if (kind === "flow") [a, b] = [1 / (alpha + sigma), -sigma / (alpha + sigma)];
         else if (kind === "edm") [a, b] = [alpha / s2, sigma / scale];
         if (kind !== "x0") for (let i = 0; i < out.length; i++) out[i] = a * x[i] + b * out[i];
         return out;

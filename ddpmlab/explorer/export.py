@@ -58,6 +58,8 @@ def schedule(schedule: schedules.Schedule, name: str | None = None) -> dict[str,
         spec = {"kind": "discrete", "alpha_bars": schedule.alpha_bars[1:].tolist()}
     elif type(schedule) is schedules.VPCosine:
         spec = {"kind": "vp_cosine", "terminal_snr": schedule.terminal_snr, "t_min": schedule.t_min}
+    elif type(schedule) is schedules.Rectified:
+        spec = {"kind": "rectified", "terminal_snr": schedule.terminal_snr, "t_min": schedule.t_min}
     elif type(schedule) is schedules.VE:
         spec = {
             "kind": "ve",
@@ -261,6 +263,7 @@ def schedules_of_page() -> dict[str, dict[str, Any]]:
         "linear, 1000 steps": schedules.make("linear", n_steps=1_000, lbeta=1e-4, ubeta=2e-2),
         "cosine, 1000 steps": schedules.make("cosine", n_steps=1_000),
         "cosine, continuous": schedules.make("vp_cosine"),
+        "rectified, straight lines": schedules.make("rectified"),
         "variance exploding": schedules.make("ve", sigma_min=0.011, sigma_max=8.0, rho=7.0),
     }
     return {title: schedule(own, title) for title, own in made.items()}

@@ -1,4 +1,4 @@
-# make book | test | render | lint | clean. Needs Python 3.11 to 3.13, make and git; everything else goes into .venv.
+# make book | test | render | pdf | links | lint | clean. Needs Python 3.11 to 3.13, make and git; everything else goes into .venv.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && \
 	{ echo $$p; break; }; done)
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: book test render lint clean
+.PHONY: book test render pdf links lint clean
 .DELETE_ON_ERROR:
 
 book: $(STAMP)
@@ -15,6 +15,12 @@ book: $(STAMP)
 
 render: $(STAMP)
 	$(BIN)/ddpmlab render
+
+pdf: render
+	$(BIN)/python -m ddpmlab.book.pdf _build/_build/html _build/ddpmlab.pdf
+
+links: $(STAMP)
+	$(BIN)/jupyter-book build book --config _config.yml --toc book/_toc.yml --path-output _build/links --builder linkcheck
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(PYTEST)

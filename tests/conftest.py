@@ -5,6 +5,7 @@ import pytest
 import torch
 from browser import chromium, open_page  # noqa: F401
 from hypothesis import settings
+from rendered import site  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 settings.register_profile("ddpmlab", deadline=None, derandomize=True, max_examples=60)

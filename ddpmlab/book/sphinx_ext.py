@@ -17,6 +17,8 @@ a file too.
 import ast
 import csv
 import importlib
+import importlib.util
+import inspect
 import json
 import math
 import os
@@ -29,10 +31,13 @@ from decimal import Decimal
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import indent
 from types import ModuleType
 
+import click
 import yaml
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
@@ -212,47 +217,71 @@ class Provenance(_Table):
         return self.table(["page", "profile", "commit", "package", "device", "torch", "seconds"], rows)
 
 
-def modules(*names: str) -> Iterator[ModuleType]:
-    """These modules and the public ones inside them, in the order of their names."""
-    for name in names:
-        module = importlib.import_module(name)
-        yield module
-        for found in sorted(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))):
-            if not found.startswith("_"):
-                yield from modules(f"{name}.{found}")
+def modules(name: str) -> Iterator[ModuleType]:
+    """A module and the public ones inside it, in the order of their names; none if there is no such module."""
+    if importlib.util.find_spec(name) is None:
+        return
+    module = importlib.import_module(name)
+    yield module
+    for found in sorted(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))):
+        if not found.startswith("_"):
+            yield from modules(f"{name}.{found}")
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """What a module defines itself under a public name: classes, functions and documented registries."""
+    """The classes and functions that a module defines itself under a public name."""
     return [
         name
         for name, thing in vars(module).items()
         if not name.startswith("_")
-        and (isinstance(thing, type) or callable(thing))
+        and (isinstance(thing, type) or inspect.isroutine(thing) or isinstance(thing, click.Command))
         and getattr(thing, "__module__", None) == module.__name__
     ]
 
 
-def _first_sentence(module: ModuleType) -> str:
-    return (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+_FENCED = re.compile(r"^(`{3,})[^\n]*\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+_TICKED = re.compile(r"(:[\w:]+:`[^`]*`|``.*?``)|`([^`]+)`(\w?)", re.DOTALL)
+
+
+def _as_literal(match: re.Match) -> str:
+    if match[1]:
+        return match[1]
+    return f"``{match[2]}``" + (f"\\ {match[3]}" if match[3] else "")
+
+
+def _literal_words(app, what, name, thing, options, lines: list[str]) -> None:
+    """In docstrings `x` is code, as in Markdown; reStructuredText would read stars and bars inside it."""
+    pieces, text, start = [], "\n".join(lines), 0
+    for fence in _FENCED.finditer(text):
+        pieces.append(_TICKED.sub(_as_literal, text[start : fence.start()]))
+        pieces.append(".. code-block:: none\n\n" + indent(fence[2], "   ") + "\n")
+        start = fence.end()
+    lines[:] = ("".join(pieces) + _TICKED.sub(_as_literal, text[start:])).split("\n")
+
+
+def _skip_member(app, what, name, thing, skip, options) -> bool | None:
+    """Fields of a named tuple are in its own docstring."""
+    return True if (getattr(thing, "__doc__", "") or "").startswith("Alias for field number") else None
 
 
 class PackageApi(_Table):
-    """The public names of modules, from their docstrings, one section a module."""
+    """The public names of modules and of those inside them, from their docstrings; `:except:` leaves some out."""
 
-    has_content = False
     required_arguments = 1
     final_argument_whitespace = True
-    option_spec = {}  # noqa: RUF012
+    option_spec = {"except": directives.unchanged}  # noqa: RUF012
 
     def run(self):
-        lines = []
-        for module in modules(*self.arguments[0].split()):
+        lines, left_out = [], tuple(self.options.get("except", "").split())
+        for module in (m for name in self.arguments[0].split() for m in modules(name)):
+            if module.__name__ in left_out or module.__name__.startswith(tuple(f"{n}." for n in left_out)):
+                continue
             if not public_names(module) and not (module.__doc__ or "").strip():
                 continue
             self.env.note_dependency(module.__file__)
             lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
-            lines += [f".. automodule:: {module.__name__}", "   :members:", "   :show-inheritance:", ""]
+            lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
+            lines += ["   :show-inheritance:", ""]
         return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
 
 
@@ -478,6 +507,8 @@ def setup(app):
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
     app.connect("config-inited", _quiet_thebe)
+    app.connect("autodoc-process-docstring", _literal_words)
+    app.connect("autodoc-skip-member", _skip_member)
     app.connect("doctree-read", _label_cells)
     app.connect("doctree-resolved", _link_terms)
     app.connect("html-page-context", _finish_page, priority=900)

@@ -1,0 +1,237 @@
+"""The book as a reader meets it: built once without warnings, then every page opened in a browser, from a file."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from ddpmlab.book import pdf, sphinx_ext
+
+RESULTS = ROOT / "book" / "results"
+STATES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+SERIOUS = ("serious", "critical")
+MEBIBYTE = 2**20
+
+
+def pages(site: Path) -> list[Path]:
+    return sorted(p for p in site.rglob("*.html") if "_static" not in p.parts)
+
+
+class _Anchors(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+
+
+def anchors(page: Path) -> _Anchors:
+    found = _Anchors()
+    found.feed(page.read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_link_inside_leads_somewhere(site):
+    known = {page.resolve(): anchors(page) for page in pages(site)}
+    broken = []
+    for page, found in known.items():
+        for link in found.links:
+            if urlsplit(link).scheme or link.startswith("//"):
+                continue
+            address, fragment = urldefrag(link)
+            target = (page.parent / unquote(urlsplit(address).path)).resolve() if address else page
+            missing = not target.exists()
+            if not missing and fragment and target in known:
+                missing = unquote(fragment).split("?")[0] not in known[target].ids
+            if missing:
+                broken.append(f"{page.relative_to(site)}: {link}")
+    assert not broken
+
+
+NAMELESS = """() => [
+  ...[...document.images].filter((image) => !image.hasAttribute("alt")),
+  ...[...document.querySelectorAll("article img")].filter((image) => image.alt.length < 20),
+].map((image) => image.src.slice(-80))"""
+STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"
+OWN = ("asks for: file:", "asks for: data:", "asks for: blob:")
+AXE = {"preload": False, "resultTypes": ["violations"]}
+
+
+def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium):
+    """At two widths and in light and dark: console, requests, names of pictures, overflow, axe."""
+    Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'ddpmlab[dev]'").Axe
+    axe, faults = Axe(), []
+    context = chromium.new_context()
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(f"console: {message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: said.append(f"error: {error}"))
+    tab.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
+    tab.on("request", lambda request: said.append(f"asks for: {request.url}"))
+    for page in pages(site):
+        name = str(page.relative_to(site))
+        said.clear()
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.emulate_media(color_scheme="light")
+        tab.goto(page.as_uri(), wait_until="load")
+        tab.evaluate("() => window.MathJax?.startup?.promise")
+        tab.add_style_tag(content=STILL)
+        faults += [f"{name}: picture without words: {source}" for source in tab.evaluate(NAMELESS)]
+        for width, scheme in STATES:
+            tab.set_viewport_size({"width": width, "height": 900})
+            tab.emulate_media(color_scheme=scheme)
+            wide = tab.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            if wide > 1:
+                faults.append(f"{name} at {width}: {wide} px wider than its window")
+            if width == 1280:  # narrow is the same page with the same names; dark differs in its colours
+                options = AXE if scheme == "light" else AXE | {"runOnly": ["color-contrast"]}
+                for found in axe.run(tab, options=options).response["violations"]:
+                    if found["impact"] in SERIOUS:
+                        faults.append(f"{name} {scheme}: {found['id']}: {found['nodes'][0]['html'][:160]}")
+        faults += [f"{name}: {text}" for text in said if not text.startswith(OWN)]
+    context.close()
+    assert not faults
+
+
+def test_search_shows_excerpts_from_a_file(site, open_page):
+    page = open_page((site / "search.html").as_uri() + "?q=helix", wait="#search-results p.context")
+    page.wait_for_function("() => /found \\d+ page/.test(document.body.textContent)")
+    excerpts = page.locator("#search-results p.context").all_text_contents()
+    assert len(excerpts) >= 5
+    assert all(len(text) > 20 for text in excerpts)
+    assert sum("helix" in text.lower() for text in excerpts) >= len(excerpts) / 2
+
+
+def test_there_is_one_search_box(site, open_page):
+    page = open_page(site / "index.html")
+    assert page.locator(".search-button__button:visible, form.bd-search:visible").count() == 1
+
+
+def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
+    claims = pd.read_csv(RESULTS / "claims.csv", dtype=str)
+    page = open_page(site / "verdicts.html")
+    rows = page.locator(".verdicts tbody tr")
+    assert rows.count() == len(claims)
+    shown = [row.locator("td").all_text_contents() for row in rows.all()]
+    for cells, claim in zip(shown, claims.to_dict("records"), strict=True):
+        assert cells[2] == sphinx_ext.display(claim["published"])
+        assert cells[3].startswith(sphinx_ext.number(claim["measured"]))
+        assert cells[4].replace(" (under revision)", "") == claim["verdict"]
+    # filtered by verdict, then by words
+    page.locator(".verdicts-tools select").nth(1).select_option("artefact")
+    assert page.locator(".verdicts tbody tr:visible").count() == (claims.verdict == "artefact").sum()
+    page.locator(".verdicts-tools select").nth(1).select_option("all")
+    page.locator(".verdicts-tools input").fill("dropout helix")
+    wanted = claims.claim.str.contains("dropout") & claims.claim.str.contains("helix")
+    assert page.locator(".verdicts tbody tr:visible").count() == wanted.sum()
+    page.locator(".verdicts-tools input").fill("")
+    # sorted by measured value, up and down
+    for direction in (1, -1):
+        page.locator(".verdicts thead th").nth(3).get_by_role("button").click()
+        texts = page.locator(".verdicts tbody tr td:nth-child(4)").all_text_contents()
+        values = [float(text.split(" ")[0].replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
+        assert values == sorted(values, reverse=direction < 0)
+
+
+def test_claims_by_name_are_an_error_where_there_are_none():
+    row = {"published": "33.3", "measured": "1.7", "ci_low": "1.3547", "ci_high": "2.05028", "verdict": "reproduced"}
+    assert sphinx_ext.claim_field(row, "interval") == "1.35 to 2.05"
+    assert sphinx_ext.number("-0.00182") == "\N{MINUS SIGN}0.00182"
+    assert [sphinx_ext.number(t) for t in ("1e-06", "1235.6", "no value", "0", "43.2")] == [
+        *("0.000001", "1,236", "no value", "0", "43.2")
+    ]
+    assert sphinx_ext.display("fall (sin_5_5)") == "fall (surface)"
+
+
+def test_the_front_page_answers_in_at_most_400_words_with_numbers_from_tables(site):
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    page = (site / "index.html").read_text(encoding="utf-8")
+    article = page[page.index("<article") : page.index("</article>")]
+    plain = re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>", "", article, flags=re.DOTALL))
+    assert len(re.findall(r"\w[\w.,%()\N{MINUS SIGN}-]*", plain)) <= 400
+    table = pd.read_csv(RESULTS / "settled.csv")
+    longest = table[
+        (table.dataset == "helix") & (table.metric == "kl") & table.variant.str.startswith("25000 steps, drawn")
+    ]
+    assert f"{table.value[longest].mean():.4f}" in plain
+    # what stands in the prose as digits comes by a role
+    prose = re.sub(r"\{[a-z:]+\}`[^`]*`|```.*?```|`[^`]*`|\d+%|[|:-]+", " ", text, flags=re.DOTALL)
+    assert not re.findall(r"\d+", prose)
+
+
+def test_verdicts_under_revision_are_marked_and_listed(site):
+    revisions = sphinx_ext.read_revisions(ROOT / "book")
+    ids = {id for entry in revisions for id in entry["claims"]}
+    assert ids <= set(sphinx_ext.read_claims(RESULTS))
+    assert (site / "verdicts.html").read_text(encoding="utf-8").count("(under revision)") == len(ids)
+    front = (site / "index.html").read_text(encoding="utf-8")
+    words = re.sub(r"<[^>]+>", "", front).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    for entry in revisions:
+        assert entry["why"].replace("*", "") in words
+
+
+def test_studies_offer_their_notebook_and_tables(site):
+    for page in (site / "studies").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert f"../_sources/studies/{page.stem}.ipynb" in text
+        assert f"../results/{page.stem}.csv" in text
+
+
+def test_terms_are_linked_where_they_are_first_used(site):
+    page = (site / "studies" / "epochs.html").read_text(encoding="utf-8")
+    article = page[page.index("<article") : page.index("</article>")]
+    assert len(re.findall(r'href="\.\./notation\.html#term-path-KL"', article)) == 1
+    assert len(re.findall(r'href="\.\./notation\.html#term-energy-distance"', article)) == 1
+
+
+def test_status_lists_every_page(site):
+    text = re.sub(r"<[^>]+>", " ", (site / "status.html").read_text(encoding="utf-8"))
+    for page, note in json.loads((RESULTS / "provenance.json").read_text()).items():
+        assert page.replace("_", " ") in text
+        assert note["commit"] in text
+
+
+def test_the_pdf_has_every_page_and_figure_and_its_links_work(site, chromium, tmp_path):
+    printed = pdf.print_book(site, ROOT / "book", tmp_path / "book.pdf", chromium).read_bytes()
+    places = pdf.destinations(printed)
+    chapters = pdf.chapters(ROOT / "book")
+    begins = [places[f"{chapter.name}--"] for chapter in chapters[1:]]
+    assert begins == sorted(set(begins))
+    articles = [pdf.article(site, chapter, {c.name for c in chapters}) for chapter in chapters]
+    figures = re.findall(r'<figure[^>]*id="([^"]+)"', " ".join(articles))
+    assert len(figures) >= 20
+    pictures = set(re.findall(r'<img[^>]*src="([^"]+\.png)"', " ".join(articles)))
+    assert printed.count(b"/Subtype /Image") >= len(pictures)
+    inside = set(re.findall(r'<a [^>]*href="#([^"]+)"', " ".join(articles)))
+    assert inside - set(places) == set()
+    text = pdf.combined(site, ROOT / "book", places)
+    contents = text[text.index('<nav class="book-contents">') : text.index("</nav>")]
+    assert [int(n) for n in re.findall(r"</a>(\d+)</li>", contents)] == begins
+
+
+def test_the_book_is_light(site):
+    assert sum(p.stat().st_size for p in site.rglob("*") if p.is_file()) < 60 * MEBIBYTE
+
+
+NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("book/**/*.ipynb")])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_committed_notebooks_are_clean(path):
+    notebook = nbformat.read(path, 4)
+    assert "widgets" not in notebook.metadata
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert not re.search(r"(?<![\w.])/(home|root|Users|work|tmp)/\w+", json.dumps(notebook))

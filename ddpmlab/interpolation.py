@@ -20,6 +20,7 @@ Deterministic parts are solved by any of `samplers` in either direction of time.
 
 import itertools
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,10 @@ import numpy as np
 import torch
 from scipy import optimize, stats
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ddpmlab import samplers
+from ddpmlab.data.dataset import Dataset
 from ddpmlab.denoisers import Denoiser, Denoising
 from ddpmlab.metrics import sleeves
 from ddpmlab.registry import Registry
@@ -790,3 +793,95 @@ def walk(
     counted = Counted(denoiser)
     frames = way(counted, first, last, weights, labels, seed)
     return frames, counted.evaluations / len(first)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        first, last: ends of the pairs, `(n, 1, 28, 28)` in [0, 1].
+        weights: `(k,)`.
+        frames: by way, `(n, k, 1, 28, 28)` in [0, 1].
+        rows: see `measure_paths`, with the columns `way` and `nfe`.
+        band: real pictures' ghost index, 5% and 95% quantile.
+    """
+
+    first: Tensor
+    last: Tensor
+    weights: Tensor
+    frames: dict[str, Tensor]
+    rows: list[dict[str, Any]]
+    band: tuple[float, float]
+
+    def values(self, way: str, metric: str) -> np.ndarray:
+        """One value per pair, in their order, `(n,)`."""
+        return np.array([row["value"] for row in self.rows if row["way"] == way and row["metric"] == metric])
+
+
+SHARES = ("monotone", "hit", "ghost_inside", "answer")
+"""Metrics of `measure_paths` that are 0 or 1 for a pair."""
+
+
+def compare(
+    denoiser: Denoising,
+    pictures: Dataset,
+    ways: Mapping[str, Way],
+    n_pairs: int = 200,
+    n_points: int = 11,
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Run ways over the same pairs of test pictures, and measure every path.
+
+    Args:
+        denoiser: of `pictures.standardised()`.
+        pictures: Fashion-MNIST in own units, with labels.
+        ways: by name, see `sleeve_ways`.
+        n_pairs: pairs drawn from the test split by `draw_pairs`.
+        n_points: frames a path.
+        seed: of the pairs and of whatever is random in a way.
+        progress: show a text progress bar over the ways.
+
+    Raises:
+        ValueError: fewer than two points, or more pairs than there are.
+    """
+    if n_points < 2:
+        raise ValueError(f"n_points = {n_points}; a path needs at least its 2 ends")
+    split, law = pictures.split(), pictures.standardised()
+    known = law.split()
+    pairs = draw_pairs(split.test, split.test_labels, n_pairs, seed)
+    labels = split.test_labels[pairs.first], split.test_labels[pairs.last]
+    ends = known.test[pairs.first], known.test[pairs.last]
+    first, last = split.test[pairs.first], split.test[pairs.last]
+    real = split.train[torch.isin(split.train_labels, torch.tensor(sleeves.TOPS))]
+    band = ghost_band(split.train, split.train_labels)
+    weights, frames, rows = torch.linspace(0, 1, n_points), {}, []
+    for name, way in tqdm(ways.items(), desc="ways", disable=not progress, file=sys.stdout):
+        found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
+        frames[name] = law.to_own_units(found).clamp(0, 1)
+        rows += measure_paths(frames[name], first, last, weights, band, real, way=name, nfe=nfe)
+    return Comparison(first, last, weights, frames, rows, band)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], level: float = 0.95) -> list[dict[str, Any]]:
+    """Means over pairs with their intervals: rows `way, metric, n, value, low, high, nfe`.
+
+    Wilson's interval for `SHARES`, Student's t for the others. A value that is not a number, such as the ghost index
+    of a frame without sleeves, is left out, and n counts the others.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["way"], row["metric"]), []).append(row)
+    found = []
+    for (way, metric), members in groups.items():
+        values = np.array([row["value"] for row in members if not math.isnan(row["value"])])
+        if metric in SHARES:
+            value, low, high = share_interval(values, level)
+        else:
+            n, value = len(values), float(values.mean()) if len(values) else math.nan
+            error = float(stats.t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+            low, high = value - error, value + error
+        row = {"way": way, "metric": metric, "n": len(values), "value": value, "low": low, "high": high}
+        found.append(row | {"nfe": members[0].get("nfe")})
+    return found

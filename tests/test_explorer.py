@@ -238,6 +238,26 @@ def test_keys_and_pointer_on_the_picture(built, open_page):
     assert state(opened, "camera")[0] != yaw
 
 
+PINCH = """() => {
+  const canvas = document.querySelector('.ddx-canvas'), box = canvas.getBoundingClientRect();
+  const send = (type, pointerId, x) => canvas.dispatchEvent(new PointerEvent(type, {
+    pointerId, pointerType: 'touch', clientX: box.left + x, clientY: box.top + 90, bubbles: true }));
+  send('pointerdown', 11, 100);
+  send('pointerdown', 12, 140);
+  for (const x of [150, 160, 180]) send('pointermove', 12, x);
+  send('pointerup', 11, 100);
+  send('pointerup', 12, 180);
+  return document.querySelector('.ddx').explorer.state.camera[2];
+}"""
+
+
+def test_two_fingers_zoom(built, open_page):
+    opened = settle(open_page(built))
+    picked = state(opened, "picked")
+    assert opened.evaluate(PINCH) == pytest.approx(80 / 50, rel=0.01)  # from the first distance seen to the last
+    assert state(opened, "picked") == picked
+
+
 def test_the_six_stops_set_what_they_promise(built, open_page):
     assert len(CHAPTER["stops"]) == 6
     opened = settle(open_page(built, reduced_motion="reduce"))
@@ -613,9 +633,37 @@ def test_the_book_and_its_links_use_what_there_is():
             model = given.get(f"{side}_model", "exact")
             assert model == "exact" or library["denoisers"][model]["law"] == law, model
             assert given.get(f"{side}_schedule", "own") in {"own", *library["schedules"]}
-    studies = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert directive.address({"law": "helix", "compare": False}) == "#explorer?law=helix&compare=0"
-    assert {f"studies/{name}" for name in studies} <= set(directive.LINKS)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        if re.search("two_moons|helix|sin_5_5", path.read_text(encoding="utf-8")):  # a study of points
+            assert f"studies/{path.stem}" in directive.LINKS, f"{path.stem} has no link to the explorer"
+
+
+CONF = """
+extensions = ["myst_parser", "ddpmlab.explorer.directive"]
+html_theme = "basic"
+"""
+
+
+def test_the_chapter_in_a_book_and_a_link_from_a_study(tmp_path, open_page):
+    sphinx = pytest.importorskip("sphinx.cmd.build", reason="a book needs: pip install 'ddpmlab[book]'")
+    source, built = tmp_path / "source", tmp_path / "built"
+    (source / "studies").mkdir(parents=True)
+    (source / "conf.py").write_text(CONF)
+    (source / "index.md").write_text("# Book\n\n```{toctree}\nexplore\nstudies/epochs\n```\n")
+    (source / "studies" / "epochs.md").write_text("# Epochs\n")
+    shutil.copy(ROOT / "book" / "explore.md", source)
+    assert sphinx.main(["-q", "-b", "html", str(source), str(built)]) == 0
+    opened = settle(open_page(built / "explore.html"))
+    assert opened.locator(".ddx-stop").count() == 6
+    study = open_page(built / "studies" / "epochs.html")
+    study.get_by_text("Open this page's networks in the explorer").click()
+    settle(study)
+    assert state(study, "a_model") == directive.LINKS["studies/epochs"]["a_model"]
+    assert not study.inner_text(".ddx-messages")
+    # a mistake in a chapter is reported with its place, not built into the page
+    (source / "explore.md").write_text("# Explore\n\n```{explorer}\nstop: []\n```\n")
+    assert sphinx.main(["-q", "-W", "-E", "-b", "html", str(source), str(built)]) != 0
 
 
 # ------------------------------------------------------------------------------------------------------- live

@@ -332,6 +332,47 @@ def test_share_interval_is_wilsons():
     assert interpolation.share_interval([1] * 10)[1] < 1
 
 
+class Tops(data.dataset.Dataset):
+    """A few drawn tops, half of them half-sleeved, in place of Fashion-MNIST."""
+
+    name, shape, n_train, n_test = "tops", (1, 28, 28), 8, 8
+
+    def __init__(self, mean=0.0):
+        self.mean = mean
+
+    def split(self):
+        drawn = [garment(length, b) for length in (0.4, 1.0) for b in (0.4, 0.6, 0.8, 1.0)]
+        labels = torch.tensor([0] * 4 + [2] * 4)
+        return data.dataset.Split(*[torch.stack(drawn) - self.mean] * 2, labels, labels)
+
+    def standardised(self):
+        return Tops(0.3)
+
+    def to_own_units(self, x):
+        return x + self.mean
+
+
+def test_comparison_of_ways_over_the_same_pairs():
+    ways = {"average": interpolation.make("pixels")}
+    found = interpolation.compare(gaussian(), Tops(), ways, n_pairs=3, n_points=5)
+    torch.testing.assert_close(found.frames["average"][:, 0], found.first)
+    torch.testing.assert_close(found.frames["average"][:, -1], found.last)
+    assert found.values("average", "monotone").tolist() == [1, 1, 1]
+    assert found.values("average", "hit").tolist() == [0, 0, 0]
+    summary = {row["metric"]: row for row in interpolation.summarise(found.rows)}
+    assert summary["hit"]["value"] == 0
+    assert 0 < summary["hit"]["high"] < 1
+    assert summary["error_first"]["value"] == pytest.approx(0, abs=1e-6)
+    assert (summary["reading"]["n"], summary["reading"]["nfe"]) == (3, 0)
+
+
+def test_summary_leaves_out_what_is_no_number():
+    rows = [{"way": "a", "metric": "ghost", "value": value} for value in (1.0, float("nan"), 3.0)]
+    (found,) = interpolation.summarise(rows)
+    assert (found["n"], found["value"]) == (2, 2.0)
+    assert found["high"] - found["value"] == pytest.approx(12.706, rel=1e-3)  # t of 1 degree of freedom
+
+
 def test_pairs_match_torsos_and_use_no_picture_twice():
     brightness = torch.linspace(0.3, 1.0, 8)
     short = [garment(0.4, float(b)) for b in brightness]
@@ -345,7 +386,6 @@ def test_pairs_match_torsos_and_use_no_picture_twice():
         interpolation.draw_pairs(pictures, labels, n=9)
 
 
-@pytest.mark.skipif("unet" not in networks.NETWORKS, reason="this build has no U-Net")
 def test_every_way_runs_on_a_u_net():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

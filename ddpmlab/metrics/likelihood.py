@@ -180,10 +180,10 @@ class Truth:
     def squared_errors(self, denoiser: Denoising) -> Tensor:
         r""":math:`|D - D^\ast|^2` of each point at each level, `(L, n)`."""
         weight = next(denoiser.parameters(), None)
-        dtype = torch.float64 if weight is None else weight.dtype
+        dtype, device = (torch.float64, "cpu") if weight is None else (weight.dtype, weight.device)
         with torch.no_grad():
             estimates = torch.stack(
-                [denoiser(x.to(dtype), t).double() for x, t in zip(self.x_t, self.times, strict=True)]
+                [denoiser(x.to(device, dtype), t).cpu().double() for x, t in zip(self.x_t, self.times, strict=True)]
             )
         return (estimates - self.exact).square().flatten(2).sum(2)
 

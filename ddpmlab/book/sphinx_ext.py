@@ -22,7 +22,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import pkgutil
 import re
 import shutil
@@ -283,7 +282,13 @@ class PackageApi(_Table):
             lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
             lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
             lines += ["   :show-inheritance:", ""]
-        return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+        # a docstring is written to be read in an editor first: its slips of markup do not stop the book
+        reporter = self.state.document.reporter
+        level, reporter.report_level = reporter.report_level, reporter.SEVERE_LEVEL + 1
+        try:
+            return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+        finally:
+            reporter.report_level = level
 
 
 class CommandLine(SphinxDirective):
@@ -358,11 +363,6 @@ def _label_cells(app, doctree) -> None:
         cell["prompt_show"] = cell["prompt_hide"] = f"code: {label}"
 
 
-def _repository() -> str:
-    """`owner/name` where the book is built for publication, else nothing: links out are for that copy alone."""
-    return os.environ.get("GITHUB_REPOSITORY", "")
-
-
 def _take_away(app, pagename: str) -> str:
     """Links to the notebook and the tables behind a study's page."""
     study = pagename.rpartition("/")[2]
@@ -374,9 +374,6 @@ def _take_away(app, pagename: str) -> str:
     if not links:
         return ""
     links.append('<a href="../results/claims.csv" download>all claims</a>')
-    if _repository():
-        url = f"https://colab.research.google.com/github/{_repository()}/blob/main/notebooks/{study}.ipynb"
-        links.append(f'<a href="{url}">open in Colab</a>')
     return f'<p class="take-away"><strong>Take away:</strong> {", ".join(links)}.</p>'
 
 

@@ -382,6 +382,24 @@ def test_stored_networks_run_as_they_are():
             close(run(code, kernel, spec=model["denoiser"], x=listed(x), t=t), wanted, 1e-5)
 
 
+def test_stored_networks_are_the_books_experiments():
+    from ddpmlab.explorer import train_models
+    from ddpmlab.lab import Training
+
+    families = set()
+    for name in export.stored():
+        _, known = export.load(name)
+        model, wanted = train_models.MODELS[known["family"]], train_models.config(known["family"])
+        families.add(known["family"])
+        assert Training(**known.pop("training")) == Training(**wanted.pop("training")) == model.experiment.training
+        assert {key: known[key] for key in wanted} == json.loads(json.dumps(wanted))
+        assert known["stage"] in model.stages
+        assert int(known["steps"]) > 0
+        assert float(known["seconds"]) > 0
+        assert known["what"] == model.what
+    assert families == set(train_models.MODELS)
+
+
 def test_library_is_small_and_complete():
     library = export.library()
     assert len(json.dumps(library)) < 1_200_000
@@ -629,6 +647,60 @@ def test_bad_specs_say_what_and_what_to_do(case, bad_answers):
     assert answer["kind"] == "Error", answer
     for part in (*BAD[case][2], ";"):
         assert part in answer["error"], answer["error"]
+
+
+_FUZZ = """
+const bad = [], junk = [null, undefined, -1, 0, 1.5, 1e9, "x", "", [], {}, [[]], true, [null], "AAAA"];
+let tried = 0, ran = 0;
+const paths = (value, at = []) => value === null || typeof value !== "object" ? [at]
+  : [at, ...Object.keys(value).filter((key) => !(+key > 1)).flatMap((key) => paths(value[key], [...at, key]))];
+function attempt(spec, sampler, what) {
+  tried++;
+  try {
+    const x = [...engine.sample(engine.denoiser(spec), sampler, { n: 5 })].pop().x;
+    if (!x.every(Number.isFinite)) bad.push(`${what} gives NaN`);
+    ran++;
+  } catch (error) {
+    if (error.constructor !== Error || !error.message.includes(";")) bad.push(`${what}: ${error.stack.slice(0, 200)}`);
+  }
+}
+const heun = { name: "heun", n_steps: 3 };
+for (const spec of args.specs) {
+  attempt(spec, heun, "as it is");
+  for (const path of paths(spec)) {
+    for (const value of junk) {
+      const holder = JSON.parse(JSON.stringify({ spec })), last = path.length ? path[path.length - 1] : "spec";
+      let at = holder;
+      for (const key of ["spec", ...path].slice(0, -1)) at = at[key];
+      if (value === undefined) delete at[last];
+      else at[last] = value;
+      attempt(holder.spec, heun, `${path.join(".")} = ${JSON.stringify(value)}`);
+    }
+  }
+}
+for (const key of ["name", "n_steps", "eta", "spacing", "variance"]) {
+  for (const value of junk) attempt(args.specs[0], { ...heun, [key]: value }, `sampler.${key} = ${value}`);
+}
+return { tried, ran, bad };
+"""
+
+
+def test_no_malformed_spec_gets_through_as_anything_but_an_error_that_helps():
+    rich = {"time": "sinusoidal", "time_layers": 2, "time_features": 4, "n_classes": 2, "fourier_features": 4}
+    mlp = make_network("mlp", 2, hidden=(5,), **rich)
+    residual = make_network("residual_mlp", 2, width=6, n_blocks=1, time="fourier", time_features=4)
+    points = data.make("two_moons").sample(3, 0)
+    specs = [
+        export.denoiser(Denoiser(mlp, schedules.make("linear", n_steps=4), "epsilon")),
+        export.denoiser(Denoiser(residual, schedules.make("ve"), "edm")),
+        export.denoiser(ExactDenoiser(data.make("two_moons").standardised(), schedules.make("rectified"))),
+        export.denoiser(ExactDenoiser(mixture().standardised(), schedules.make("vp_cosine"))),
+        export.denoiser(EmpiricalDenoiser(points, schedules.make("vp_cosine", terminal_snr=0.01))),
+    ]
+    found = run(_FUZZ, specs=specs)
+    assert found["bad"] == []
+    assert found["tried"] > 1_500
+    assert found["ran"] >= len(specs)
 
 
 def test_what_does_not_run_in_the_page_is_refused():

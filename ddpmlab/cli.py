@@ -47,6 +47,9 @@ _root = click.option(
     help="Folder with book/, notebooks/ and _config.yml.",
 )  # fmt: skip
 _profile = click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+_workers = click.option("--workers", type=int, help="Fan out over a local Dask cluster of so many processes.")
+_scheduler = click.option("--scheduler", metavar="ADDRESS", help="Fan out over a Dask cluster: address or file.")
 _force = click.option("--force", is_flag=True, help="Run what is fresh, too.")
 
 
@@ -55,9 +58,12 @@ def main() -> None:
     """What makes a small diffusion model good: run the studies and build the book."""
 
 
-def _run(project, studies, profile, overrides, force, into=None, dry_run=False) -> None:
+def _run(project, studies, profile, overrides, force, where, into=None, dry_run=False) -> None:
     from ddpmlab.book import batch, pages
+    from ddpmlab.lab import cluster
 
+    device, workers, scheduler = where
+    cluster.use_device(device)
     todo = batch.plan(project, studies, profile, overrides, force)
     if dry_run:
         for name in pages.chosen(project, studies):
@@ -66,7 +72,8 @@ def _run(project, studies, profile, overrides, force, into=None, dry_run=False) 
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
         return
-    failed = batch.run(project, todo, profile, into, say=click.echo)
+    with cluster.executor(workers, scheduler, gpus=device == "cuda") as executor:
+        failed = batch.run(project, todo, profile, into, executor, say=click.echo)
     for message in failed.values():
         click.echo(message, err=True)
     if failed:
@@ -85,14 +92,18 @@ def _expected(runs) -> str:
 @click.option("-p", "--parameter", nargs=2, multiple=True, metavar="NAME VALUE", help="Override one parameter.")
 @click.option("--into", type=click.Path(file_okay=False, path_type=Path), help="Folder for pages and tables.")
 @click.option("--dry-run", is_flag=True, help="List what is cached and what would be computed.")
+@_device
+@_workers
+@_scheduler
 @_force
 @_root
-def run(studies, profile: str, parameter, into: Path | None, dry_run: bool, force: bool, root: Path) -> None:
+def run(studies, profile, parameter, into, dry_run, device, workers, scheduler, force, root) -> None:
     """Run STUDIES (all that are not fresh, if none is named), without rendering."""
     from ddpmlab.book.pages import Project
 
     overrides = {name: value_of(value) for name, value in parameter}
-    _run(Project(root.resolve()), studies, profile, overrides, force, into and into.resolve(), dry_run)
+    where = device, workers, scheduler
+    _run(Project(root.resolve()), studies, profile, overrides, force, where, into and into.resolve(), dry_run)
 
 
 @main.command()
@@ -115,14 +126,17 @@ def status(studies, profile: str, root: Path) -> None:
 @main.command()
 @_profile
 @click.argument("studies", nargs=-1)
+@_device
+@_workers
+@_scheduler
 @_force
 @_root
-def book(profile: str, studies: tuple[str, ...], force: bool, root: Path) -> None:
+def book(profile, studies, device, workers, scheduler, force, root) -> None:
     """Run all STUDIES that are not fresh (or those named) and render the book."""
     from ddpmlab.book import pages
 
     project = pages.Project(root.resolve())
-    _run(project, studies, profile, {}, force)
+    _run(project, studies, profile, {}, force, (device, workers, scheduler))
     output = project.build if profile == "full" else project.build / "quick"
     click.echo(pages.render(project.book(profile), project.root / "_config.yml", output))
 
@@ -135,6 +149,20 @@ def render(root: Path) -> None:
 
     root = root.resolve()
     click.echo(pages.render(root / "book", root / "_config.yml", root / "_build"))
+
+
+@main.command()
+@click.option("--export", type=click.Path(file_okay=False, path_type=Path), help="Write npy files there.")
+@click.option("--label", type=int, default=0, show_default=True, help="Which class to export.")
+def data(export: Path | None, label: int) -> None:
+    """Fetch and verify FashionMNIST; with --export write one class as npy files of 784 columns."""
+    from ddpmlab import data as datasets
+
+    for name, path in datasets.fetch().items():
+        click.echo(f"{name}: {path}")
+    if export is not None:
+        datasets.export_npy(export, label)
+        click.echo(f"class {label} exported to {export}")
 
 
 @main.command()

@@ -67,14 +67,18 @@ class Denoising(nn.Module):
 
     def scales(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma at t as `(n, 1, ..., 1)` or `(1, 1, ..., 1)` tensors of the dtype and device of `x_t`."""
+        alpha, sigma = self.schedule(self._times(x_t, t))
+        return tuple(a.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t) for a in (alpha, sigma))
+
+    def _times(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """t as float64 on the CPU, after checking that it and `x_t` fit."""
         if x_t.ndim < 2 or len(x_t) == 0 or (self.shape is not None and x_t.shape[1:] != self.shape):
             wanted = "*shape" if self.shape is None else ", ".join(map(str, self.shape))
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; need (n, {wanted}) with n at least 1")
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim > 1 or t.numel() not in (1, len(x_t)):
             raise ValueError(f"t has shape {tuple(t.shape)}; need one time, or one per point ({len(x_t)})")
-        alpha, sigma = self.schedule(t.cpu())
-        return tuple(a.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t) for a in (alpha, sigma))
+        return t.cpu()
 
     def epsilon(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         r"""Predicted noise :math:`(x_t - \alpha D)/\sigma`, `(n, *shape)`."""
@@ -125,17 +129,23 @@ class Denoiser(Denoising):
             return 0.25 * (sigma / alpha).clamp(1e-5, 1e5).log().reshape(-1)
         return (t / self.schedule.t_max).to(alpha).reshape(-1)
 
-    def _output(self, x_t, t, alpha, sigma, label):
-        """Network output F, `(n, *shape)`."""
+    def _ask(self, scaled: Tensor, condition: Tensor, label: Tensor | None) -> Tensor:
+        # under autocast a network may answer in less precision than it was asked in
+        return self.network(scaled, condition, *([label] if label is not None else [])).to(scaled.dtype)
+
+    def _check(self, x_t: Tensor) -> None:
         weight = next(self.network.parameters())
         if x_t.dtype != weight.dtype:
             raise TypeError(f"x_t has dtype {x_t.dtype}, the network {weight.dtype}; convert one with .to(...)")
         if x_t.device != weight.device:
             raise ValueError(f"x_t is on {x_t.device}, the network on {weight.device}; move one with .to(...)")
+
+    def _output(self, x_t, t, alpha, sigma, label):
+        """Network output F, `(n, *shape)`."""
+        self._check(x_t)
         scaled = x_t / (alpha**2 + sigma**2).sqrt()
         condition = self._condition(torch.as_tensor(t, dtype=torch.float64), alpha, sigma).expand(len(x_t))
-        # under autocast a network may answer in less precision than it was asked in
-        return self.network(scaled, condition, *([label] if label is not None else [])).to(x_t.dtype)
+        return self._ask(scaled, condition, label)
 
     def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         r"""Estimate :math:`E[x_0 | x_t]`.
@@ -162,8 +172,36 @@ class Denoiser(Denoising):
             return (alpha * x_t - sigma * output) / variance
         return alpha / variance * x_t + sigma / variance.sqrt() * output
 
+    def levels(self, t: Tensor, weighting: str = "simple", checked: bool = True) -> Tensor:
+        r"""What the loss needs of times `(n,)` on the schedule: :math:`\alpha`, :math:`\sigma`, s, the conditioning
+        number and, unless it is 1 throughout, the weight; `(n, 4)` or `(n, 5)` in the network's dtype and on `t`'s
+        device. For a schedule of few times it can be tabulated once.
+
+        Raises:
+            ValueError: unknown weighting, or with `checked` a time off the schedule.
+        """
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
+        alpha, sigma = (a.to(self.dtype) for a in self.schedule(t, checked))
+        variance = alpha**2 + sigma**2
+        parts = [alpha, sigma, variance.sqrt(), self._condition(t, alpha, sigma)]
+        if weighting == "simple" or weighting == self.parameterisation == "edm":
+            return torch.stack(parts, 1)
+        # a = SNR/(1 + SNR), b = 1/(1 + SNR); both weights below are per |D - x0|^2 and carry a common factor b
+        a, b = (alpha**2 / variance).clamp(min=_TINY), (sigma**2 / variance).clamp(min=_TINY)
+        one, flow = torch.ones_like(a), (alpha + sigma) ** 2 / variance
+        own = {"epsilon": a, "x0": b, "v": variance, "edm": one, "flow": flow}[self.parameterisation]
+        wanted = {"snr+1 inverse": a * b, "min-snr": torch.minimum(a, MIN_SNR_GAMMA * b), "edm": one}[weighting]
+        return torch.stack([*parts, wanted / own], 1)
+
     def loss(
-        self, x0: Tensor, t: Tensor, noise: Tensor, weighting: str = "simple", label: Tensor | None = None
+        self,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        weighting: str = "simple",
+        label: Tensor | None = None,
+        levels: Tensor | None = None,
     ) -> Tensor:
         r"""Training loss per point, `(n,)`: :math:`w_t\,|F - F^\ast|^2/d` in the network's own output of d numbers.
 
@@ -175,33 +213,29 @@ class Denoiser(Denoising):
         - `edm`: :math:`(1 + \mathrm{SNR})` on the x0 loss (Karras et al. 2022, :math:`\lambda(\sigma)` of table 1),
           which is w = 1 for `edm` and `v`.
 
-        Every weight is finite, at SNR = 0 and SNR = infinity too.
+        Every weight is finite, at SNR = 0 and SNR = infinity too. With `levels`, those of t, nothing is checked.
 
         Raises:
-            ValueError: unknown weighting.
+            ValueError: unknown weighting, or shapes or times that do not fit.
         """
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"unknown weighting {weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
-        alpha, sigma = self.scales(x0, t)
-        variance = alpha**2 + sigma**2
-        output = self._output(alpha * x0 + sigma * noise, t, alpha, sigma, label)
-        target = {
-            "epsilon": noise,
-            "x0": x0,
-            "v": alpha * noise - sigma * x0,
-            "edm": (sigma * x0 - alpha * noise) / variance.sqrt(),
-            "flow": noise - x0,
-        }[self.parameterisation]
+        if levels is None:
+            self._check(x0)
+            levels = self.levels(self._times(x0, t).reshape(-1).expand(len(x0)), weighting).to(x0)
+        alpha, sigma, scale, condition, *weight = levels.unbind(1)
+        alpha, sigma, scale = (a.reshape(-1, *[1] * (x0.ndim - 1)) for a in (alpha, sigma, scale))
+        output = self._ask((alpha * x0 + sigma * noise) / scale, condition, label)
+        if self.parameterisation == "epsilon":
+            target = noise
+        elif self.parameterisation == "x0":
+            target = x0
+        elif self.parameterisation == "v":
+            target = alpha * noise - sigma * x0
+        elif self.parameterisation == "flow":
+            target = noise - x0
+        else:
+            target = (sigma * x0 - alpha * noise) / scale
         error = (output - target).square().flatten(1).mean(1)
-        if weighting == "simple":
-            return error
-        # a = SNR/(1 + SNR), b = 1/(1 + SNR); both weights below are per |D - x0|^2 and carry a common factor b
-        a, b = (alpha**2 / variance).clamp(min=_TINY), (sigma**2 / variance).clamp(min=_TINY)
-        own = {"epsilon": a, "x0": b, "v": variance, "edm": 1.0, "flow": (alpha + sigma) ** 2 / variance}[
-            self.parameterisation
-        ]
-        wanted = {"snr+1 inverse": a * b, "min-snr": torch.minimum(a, MIN_SNR_GAMMA * b), "edm": 1.0}[weighting]
-        return error * torch.as_tensor(wanted / own).to(error).reshape(-1).expand_as(error)
+        return error * weight[0] if weight else error
 
 
 class ExactDenoiser(Denoising):

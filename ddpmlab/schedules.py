@@ -42,16 +42,17 @@ class Schedule(ABC):
     @abstractmethod
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
 
-    def __call__(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: float | Tensor, checked: bool = True) -> tuple[Tensor, Tensor]:
         r"""Scales :math:`(\alpha_t, \sigma_t)` at times of any shape, float64, of that shape.
 
-        A time between two steps of a discrete schedule interpolates :math:`\ln\sigma/\alpha` linearly.
+        A time between two steps of a discrete schedule interpolates :math:`\ln\sigma/\alpha` linearly. With
+        `checked=False` times are taken to lie on the schedule, as `random_times` and `time_of` give them.
 
         Raises:
             ValueError: a time lies outside [0, t_max].
         """
         t = torch.as_tensor(t, dtype=torch.float64)
-        if t.numel() and not (t.min() >= 0 and t.max() <= self.t_max):
+        if checked and t.numel() and not (t.min() >= 0 and t.max() <= self.t_max):
             raise ValueError(f"times span [{t.min():g}, {t.max():g}]; this schedule has [0, {self.t_max:g}]")
         return self._scales(t)
 
@@ -141,13 +142,13 @@ class DiscreteSchedule(Schedule):
     def _scales(self, t):
         index = t.round().long()
         if torch.equal(index.to(t), t):
-            alpha_bar = self.alpha_bars[index]
+            alpha_bar = self.alpha_bars.to(t.device)[index]
             return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if ((t > 0) & (t < 1)).any():
             raise ValueError("times strictly between 0 and 1 have no noise level: t = 0 is clean, t = 1 the first step")
-        low = t.floor().clamp(max=self.t_max - 1)
-        log_ratio = self._log_noise_levels[low.long()].lerp(self._log_noise_levels[low.long() + 1], t - low)
-        log_ratio = torch.where(t == low, self._log_noise_levels[low.long()], log_ratio)
+        low, known = t.floor().clamp(max=self.t_max - 1), self._log_noise_levels.to(t.device)
+        log_ratio = known[low.long()].lerp(known[low.long() + 1], t - low)
+        log_ratio = torch.where(t == low, known[low.long()], log_ratio)
         return torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt()
 
     @property
@@ -158,10 +159,11 @@ class DiscreteSchedule(Schedule):
         known = self._log_noise_levels[1:].numpy()
         level = torch.as_tensor(noise_level, dtype=torch.float64)
         steps = np.arange(1, self.t_max + 1, dtype=np.float64)
-        return torch.from_numpy(np.asarray(np.interp(level.log().numpy(), known, steps)))
+        return torch.from_numpy(np.asarray(np.interp(level.log().cpu().numpy(), known, steps))).to(level.device)
 
     def random_times(self, n, generator):
-        return torch.randint(1, self.t_max + 1, (n,), generator=generator).to(torch.float64)
+        device = generator.device
+        return torch.randint(1, self.t_max + 1, (n,), generator=generator, device=device).to(torch.float64)
 
     def _noisy_times(self, n_steps, spacing):
         i = np.arange(n_steps)
@@ -254,7 +256,9 @@ class _Continuous(Schedule):
     t_max = 1.0
 
     def random_times(self, n, generator):
-        strata = torch.rand(n, generator=generator, dtype=torch.float64).add(torch.arange(n)) / n
+        device = generator.device
+        strata = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+        strata = strata.add(torch.arange(n, device=device)) / n
         return self.t_min + (1 - self.t_min) * strata
 
     def _noisy_times(self, n_steps, spacing):

@@ -67,14 +67,18 @@ def test_post_hoc_reconstruction_of_a_trained_network():
     def run(sigma_rel):
         network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(16,)), 0)
         denoiser = Denoiser(network, schedules.make("linear"))
-        return fit(denoiser, points, 800, batch_size=64, ema_sigma_rel=sigma_rel, keep_steps=steps).averages
+        return fit(denoiser, points, 800, batch_size=64, ema_sigma_rel=sigma_rel, keep_steps=steps)
 
-    kept = run(0.1)
-    wanted = run(0.15)[800]
-    found = reconstruct_ema([(s, 0.1, kept[s]) for s in steps], 800, 0.15)
+    kept, wanted = run((0.05, 0.1)), run(0.15).averages[800]
+    assert list(kept.by_width) == [0.05, 0.1]
+    found = kept.post_hoc(0.15)
     for name, weight in wanted.items():
         error = float((found[name] - weight).norm())
-        assert error < 0.25 * float((kept[800][name] - weight).norm()), name
+        assert error < 0.25 * float((kept.by_width[0.1][800][name] - weight).norm()), name
+    for width, states in kept.by_width.items():  # a width that was kept comes out as it is, at its step too
+        for step in (400, 800):
+            for name, weight in kept.post_hoc(width, step).items():
+                torch.testing.assert_close(weight, states[step][name], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(

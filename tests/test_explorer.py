@@ -28,12 +28,22 @@ ROOT_NODE = "document.querySelector('.ddx')"
 SETTLED = f"{ROOT_NODE} && {ROOT_NODE}.explorer && {ROOT_NODE}.explorer.settled"
 
 
+def _chapter(folder: Path, **settings) -> Path:
+    path = folder / "explorer.html"
+    path.write_text(page.document(stops=CHAPTER["stops"], **CHAPTER["settings"], **settings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The chapter's explorer as a page in a file."""
+    return _chapter(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The chapter's explorer as a page in a file."""
-    path = tmp_path_factory.mktemp("page") / "explorer.html"
-    path.write_text(page.document(stops=CHAPTER["stops"], **CHAPTER["settings"]), encoding="utf-8")
-    return path
+    """The same with few points, for tests of what moves."""
+    return _chapter(tmp_path_factory.mktemp("page"), n=200)
 
 
 def settle(opened):
@@ -73,10 +83,10 @@ def small(**changes) -> dict:
 # ------------------------------------------------------------------------------------------------------- what is shown
 
 
-def test_it_opens_from_a_file_and_from_a_server(built, open_page):
+def test_it_opens_from_a_file_and_from_a_server(whole, open_page):
     shown = []
-    with served(built.parent) as address:
-        for where in (built, f"{address}/{built.name}"):
+    with served(whole.parent) as address:
+        for where in (whole, f"{address}/{whole.name}"):
             opened = settle(open_page(where))
             caption = opened.inner_text(".ddx-caption")
             assert "Two-moons recipe" in caption
@@ -88,8 +98,8 @@ def test_it_opens_from_a_file_and_from_a_server(built, open_page):
     assert shown[0] == shown[1]
 
 
-def test_the_page_weighs_less_than_two_megabytes(built):
-    assert built.stat().st_size < 2_000_000
+def test_the_page_weighs_less_than_two_megabytes(whole):
+    assert whole.stat().st_size < 2_000_000
 
 
 SELECTS = [
@@ -125,7 +135,7 @@ def test_every_control_changes_what_it_should(built, open_page):
         opened.locator("[data-key=progress]").fill("0.5")
         settle(opened)
 
-    for control, value in (("n", "200"), ("seed", "5"), ("a_steps", "7"), ("a_seed", "9")):
+    for control, value in (("n", "150"), ("seed", "5"), ("a_steps", "7"), ("a_seed", "9")):
         before, read = picture(opened), numbers(opened)
         opened.locator(f"[data-key={control}]").fill(value)
         opened.locator(f"[data-key={control}]").press("Tab")
@@ -238,6 +248,26 @@ def test_keys_and_pointer_on_the_picture(built, open_page):
     assert state(opened, "camera")[0] != yaw
 
 
+PINCH = """() => {
+  const canvas = document.querySelector('.ddx-canvas'), box = canvas.getBoundingClientRect();
+  const send = (type, pointerId, x) => canvas.dispatchEvent(new PointerEvent(type, {
+    pointerId, pointerType: 'touch', clientX: box.left + x, clientY: box.top + 90, bubbles: true }));
+  send('pointerdown', 11, 100);
+  send('pointerdown', 12, 140);
+  for (const x of [150, 160, 180]) send('pointermove', 12, x);
+  send('pointerup', 11, 100);
+  send('pointerup', 12, 180);
+  return document.querySelector('.ddx').explorer.state.camera[2];
+}"""
+
+
+def test_two_fingers_zoom(built, open_page):
+    opened = settle(open_page(built))
+    picked = state(opened, "picked")
+    assert opened.evaluate(PINCH) == pytest.approx(80 / 50, rel=0.01)  # from the first distance seen to the last
+    assert state(opened, "picked") == picked
+
+
 def test_the_six_stops_set_what_they_promise(built, open_page):
     assert len(CHAPTER["stops"]) == 6
     opened = settle(open_page(built, reduced_motion="reduce"))
@@ -254,8 +284,8 @@ def test_the_six_stops_set_what_they_promise(built, open_page):
     assert len(seen) == 7
 
 
-def test_a_bad_schedule_reads_worse_with_nothing_to_learn(built, open_page):
-    opened = settle(open_page(built, reduced_motion="reduce"))
+def test_a_bad_schedule_reads_worse_with_nothing_to_learn(whole, open_page):
+    opened = settle(open_page(whole, reduced_motion="reduce"))
     opened.locator(".ddx-stop").nth(2).click()
     settle(opened)
     bad, good = (opened.evaluate(f"{ROOT_NODE}.explorer.runs.{side}.energy") for side in "ab")
@@ -479,7 +509,7 @@ def test_a_control_refuses_what_does_not_fit(built, open_page):
         opened.locator(f"[data-key={control}]").press("Tab")
         message(opened, words)
         assert opened.locator(f"[data-key={control}]").get_attribute("aria-invalid") == "true"
-    assert state(opened, "n") == 1000
+    assert state(opened, "n") == 200
 
 
 def test_a_remote_denoiser_without_its_kernel_says_so(tmp_path, open_page):
@@ -562,7 +592,7 @@ def test_the_text_alternative_says_what_is_shown(built, open_page):
     assert caption.get_attribute("id") in opened.locator(".ddx-canvas").get_attribute("aria-describedby")
     before = caption.inner_text()
     for words in (
-        "1,000 points",
+        "200 points",
         "step 20 of 20",
         "alpha_bar 1",
         "noise level 0",
@@ -613,9 +643,37 @@ def test_the_book_and_its_links_use_what_there_is():
             model = given.get(f"{side}_model", "exact")
             assert model == "exact" or library["denoisers"][model]["law"] == law, model
             assert given.get(f"{side}_schedule", "own") in {"own", *library["schedules"]}
-    studies = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert directive.address({"law": "helix", "compare": False}) == "#explorer?law=helix&compare=0"
-    assert {f"studies/{name}" for name in studies} <= set(directive.LINKS)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        if re.search("two_moons|helix|sin_5_5", path.read_text(encoding="utf-8")):  # a study of points
+            assert f"studies/{path.stem}" in directive.LINKS, f"{path.stem} has no link to the explorer"
+
+
+CONF = """
+extensions = ["myst_parser", "ddpmlab.explorer.directive"]
+html_theme = "basic"
+"""
+
+
+def test_the_chapter_in_a_book_and_a_link_from_a_study(tmp_path, open_page):
+    sphinx = pytest.importorskip("sphinx.cmd.build", reason="a book needs: pip install 'ddpmlab[book]'")
+    source, built = tmp_path / "source", tmp_path / "built"
+    (source / "studies").mkdir(parents=True)
+    (source / "conf.py").write_text(CONF)
+    (source / "index.md").write_text("# Book\n\n```{toctree}\nexplore\nstudies/epochs\n```\n")
+    (source / "studies" / "epochs.md").write_text("# Epochs\n")
+    shutil.copy(ROOT / "book" / "explore.md", source)
+    assert sphinx.main(["-q", "-b", "html", str(source), str(built)]) == 0
+    opened = settle(open_page(built / "explore.html"))
+    assert opened.locator(".ddx-stop").count() == 6
+    study = open_page(built / "studies" / "epochs.html")
+    study.get_by_text("Open this page's networks in the explorer").click()
+    settle(study)
+    assert state(study, "a_model") == directive.LINKS["studies/epochs"]["a_model"]
+    assert not study.inner_text(".ddx-messages")
+    # a mistake in a chapter is reported with its place, not built into the page
+    (source / "explore.md").write_text("# Explore\n\n```{explorer}\nstop: []\n```\n")
+    assert sphinx.main(["-q", "-W", "-E", "-b", "html", str(source), str(built)]) != 0
 
 
 # ------------------------------------------------------------------------------------------------------- live

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpmlab import data, networks, samplers, schedules
+from ddpmlab import data, lab, networks, samplers, schedules
 from ddpmlab.denoisers import Denoiser, Denoising, ExactDenoiser
 from ddpmlab.metrics.likelihood import Estimate, Truth, evaluation_times, log_likelihood, nll_gap, prior_kl
 from ddpmlab.training import build_seeded, fit
@@ -97,10 +97,10 @@ def test_divergences_of_a_trained_model_and_how_they_relate():
     this close to the truth both are small, and we check that they agree within a factor of five.
     """
     law, schedule = data.make("two_moons").standardised(), schedules.make("cosine", n_steps=100, max_beta=0.5)
-    network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
-    denoiser, truth = Denoiser(network, schedule, "v"), Truth.of(law, schedule)
-    path, flow = [], []
+    truth, path, flow = Truth.of(law, schedule), [], []
     for n_steps in (200, 1_500):
+        network = build_seeded(lambda: networks.make("mlp", shape=(2,), hidden=(64, 64), activation="silu"), 0)
+        denoiser = Denoiser(network, schedule, "v")
         fit(denoiser, law.split().train, n_steps, batch_size=512)
         path.append(truth.path_kl(denoiser))
         flow.append(nll_gap(denoiser, law, n=1_000))
@@ -275,3 +275,21 @@ def test_what_is_not_finite_is_no_estimate():
     assert prior_kl(law, schedule) == Estimate(0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="SNR 0 has no place in the path KL"):
         Truth.of(law, schedule, times=schedule.times(5)).path_kl(Mistaken(1.0, schedule))
+
+
+def test_the_chains_excess_is_a_score_of_experiments(tmp_path):
+    store = lab.Store(tmp_path)
+    options = {
+        "schedule": {"name": "linear", "n_steps": 6, "ubeta": 0.5},
+        "metrics": ("chain_kl", "kl"),
+        "n_samples": 10,
+    }
+    config = lab.Experiment("gaussian", training=lab.Training(n_steps=3), **options)
+    found = lab.score(config, store=store)
+    schedule, law = config.make_schedule(), config.data
+    truth = Truth.of(law, schedule, times=schedule.times())
+    assert found["chain_kl"] == truth.chain_kl(lab.trained(config, store=store)).total.value
+    assert len(lab.truth("gaussian", config.schedule, store, chain=True).times) == 6
+    assert lab.score(lab.Experiment("gaussian", denoiser="exact", **options), store=store)["chain_kl"] == 0
+    with pytest.raises(ValueError, match="a continuous schedule needs n_steps"):
+        lab.truth("gaussian", "ve", store, chain=True)

@@ -15,7 +15,6 @@ from torch import nn
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import WEIGHTINGS, Denoiser, Guided
 from ddpmlab.training import CheckpointError, NonFiniteLossError, Options, build_seeded, fit
-from ddpmlab.training.draws import Draws
 
 DEVICES = [
     "cpu",
@@ -224,17 +223,15 @@ def test_labels_stay_with_their_points_and_are_dropped_at_the_rate_asked_for():
 
 
 def test_pictures_of_the_listed_classes_and_no_others_are_mirrored_half_the_time():
-    pictures = torch.arange(36.0).reshape(4, 1, 3, 3)
-    labels, schedule = torch.arange(4), clean()
+    pictures = torch.arange(36, dtype=torch.float64).reshape(4, 1, 3, 3)
+    labels = torch.arange(4)
     for n_classes in (0, 4):  # a network without classes profits too
-        options = Options(batch_size=40, flip=(1, 2))
-        draws = Draws(pictures, labels, schedule, options, torch.Generator().manual_seed(1), n_classes)
-        drawn, _, _, label = zip(*(draws() for _ in range(40)), strict=True)
-        drawn = torch.cat(drawn)
-        kind = (drawn[:, 0, 0, 1] / 9).floor().long()
-        mirrored = (drawn == pictures[kind].flip(-1)).all((1, 2, 3))
-        assert ((drawn == pictures[kind]).all((1, 2, 3)) | mirrored).all()
-        assert n_classes == 0 or torch.equal(torch.cat(label), kind)
+        x, _, label = shown(pictures, 40, n_classes=n_classes, labels=labels, batch_size=40, flip=[1, 2], seed=1)
+        x = x.round()
+        kind = (x[:, 0, 0, 1] / 9).floor().long()
+        mirrored = (x == pictures[kind].flip(-1)).all((1, 2, 3))
+        assert ((x == pictures[kind]).all((1, 2, 3)) | mirrored).all()
+        assert n_classes == 0 or torch.equal(label, kind)
         assert not mirrored[(kind == 0) | (kind == 3)].any()
         for k in (1, 2):
             assert binomtest(int(mirrored[kind == k].sum()), int((kind == k).sum()), 0.5).pvalue > 0.001

@@ -15,7 +15,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 COMPILER = "assemblyscript@0.28.20"
 OPTIONS = ("--runtime", "stub", "--noAssert", "-O3", "--converge", "--enable", "simd", "--use", "abort=")
-_LINE = re.compile(r'const WASM = "([^"]*)"; // of kernel.ts (\w+)')
+_LINE = re.compile(r'const WASM =\s+"([^"]*)"; // of kernel.ts (\w+)')
 
 
 def source_hash() -> str:
@@ -53,6 +53,6 @@ def inlined() -> tuple[bytes, str]:
 
 if __name__ == "__main__":
     module, engine = compiled(), FOLDER / "engine.js"
-    line = f'const WASM = "{base64.b64encode(module).decode()}"; // of kernel.ts {source_hash()}'
+    line = f'const WASM =\n    "{base64.b64encode(module).decode()}"; // of kernel.ts {source_hash()}'
     engine.write_text(_LINE.sub(line, engine.read_text(), count=1))
     print(f"{len(module):,} bytes of WebAssembly in {engine.name}")

@@ -7,7 +7,8 @@
 "use strict";
 
 function createEngine(options = {}) {
-  const WASM = "AGFzbQEAAAABMQVgBn9/f39/fwBgCH9/f39/f39/AGAJf39/f39/f39/AGAGf39/f39/AXxgA39/fwADBgUAAQIDBAUDAQAABzkGCGFjdGl2YXRlAAQGbGluZWFyAAIEbm9ybQAABW5vZGVzAAEJZGlzdGFuY2VzAAMGbWVtb3J5AgAKoRwF7AIDBX8CewJ9IAVBA2pBfHEiBkECdCEHIAYgBWuyIQ4DQCAEIAhKBEAgByAIbCIGIABqIQkgAyAGaiEK/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAD95AEhCyAGQRBqIQYMAQsLIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpIgBbKVIg39EyEM/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAAgDP3lASILIAv95gH95AEhCyAGQRBqIQYMAQsLQwAAgD8gC/0fACAL/R8BkiAL/R8CIAv9HwOSkiAOIA2UIA2UkyAFspVDrMUnN5KRlf0TIQtBACEGA0AgBiAHSQRAIAYgCmogBiAJav0ABAAgDP3lASAL/eYBIAEgBmr9AAQA/eYBIAIgBmr9AAQA/eQB/QsEACAGQRBqIQYMAQsLIAhBAWohCAwBCwsLoQgDB3sFfwJ8IAdBAnQhECABIAdBA3QiESAGbGohEgNAIAUgD0oEQP0MAAAAAAAA8P8AAAAAAADw/yEJIAAgBiAPbEEDdGoiB/0KAwAhCiAHQQhBACAGQQFKG2r9CgMAIQsgB0EQQQAgBkECShtq/QoDACEMQQAhBwNAIAcgEUkEQCACIAdq/QAEACAKIAEgB2r9AAQA/fIB/fABIQggBkEBSgRAIAggCyABIBFqIAdq/QAEAP3yAf3wASEICyAGQQJKBEAgCCAMIAEgEUEBdGogB2r9AAQA/fIB/fABIQgLIAMgB2ogCP0LBAAgCSAI/fUBIQkgB0EQaiEHDAELCyAJ/SEAIAn9IQGlIhX9FCEM/QwAAAAAAAAAAAAAAAAAAAAAIQr9DAAAAAAAAAAAAAAAAAAAAAAhC/0MAAAAAAAAAAAAAAAAAAAAACEJ/QwAAAAAAAAAAAAAAAAAAAAAIQhBACEHA0AgByAQSQRAIAMgB0EBdGoiE/0ABAAgDP3xAf1eIBP9AAQQIAz98QH9Xv0NAAECAwQFBgcQERITFBUWFyIN/QwAACDCAAAgwgAAIMIAACDC/UT9UwRAIA39DAAArsIAAK7CAACuwgAArsL96QEiDf0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQ4gCv0MZ2lQOWdpUDlnaVA5Z2lQOSANIA79DACAMT8AgDE/AIAxPwCAMT/95gH95QEgDv0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgDv34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIg395AEhCiALIA0gByASav0ABAD95gH95AEhCyAGQQFKBEAgCSANIBAgEmogB2r9AAQA/eYB/eQBIQkLIAZBAkoEQCAIIA0gEiAQQQF0aiAHav0ABAD95gH95AEhCAsLIAdBEGohBwwBCwsgBCAPIAZBAmpsQQN0aiIHIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpK7IAr9HwAgCv0fAZIgCv0fAiAK/R8DkpK7IhSjOQMAIAZBAUoEQCAHIAn9HwAgCf0fAZIgCf0fAiAJ/R8DkpK7IBSjOQMICyAGQQJKBEAgByAI/R8AIAj9HwGSIAj9HwIgCP0fA5KSuyAUozkDEAsgByAGQQN0aiIHIBQ5AwAgByAVOQMIIA9BAWohDwwBCwsL3gcCDXsMfyABQQJ0IRogB0ECdCEXA0AgGEEIaiAHTARAIAMgGEECdGoiAf0ABAAhDiAB/QAEECEPIAIgBiAYbEECdGohFkEAIRsDQCAFIBtKBEAgBCAXIBtsaiAYQQJ0aiEhIA8iCiEQIA4iCSELIAkiDCERIAoiDSESIBogACAaIBtsaiIZaiIdIBpqIh4gGmohHyAWIQEgGSAGQQJ0aiEgA0AgGSAgSQRAIAkgGf0JAgAiFCAB/QAEACIT/eYB/eQBIQkgCiAUIAH9AAQQIhT95gH95AEhCiALIB39CQIAIhUgE/3mAf3kASELIBAgFSAU/eYB/eQBIRAgDCAe/QkCACIVIBP95gH95AEhDCANIBUgFP3mAf3kASENIBEgH/0JAgAiFSAT/eYB/eQBIREgEiAVIBT95gH95AEhEiAZQQRqIRkgHUEEaiEdIB5BBGohHiAfQQRqIR8gAUEgaiEBDAELCyAhIAgEeyAJICH9AAQA/eQBBSAJC/0LBAAgISAIBHsgCiAh/QAEEP3kAQUgCgv9CwQQIBcgIWoiASAIBHsgCyAB/QAEAP3kAQUgCwv9CwQAIBcgIWoiASAIBHsgECAB/QAEEP3kAQUgEAv9CwQQICEgF0EBdGoiASAIBHsgDCAB/QAEAP3kAQUgDAv9CwQAICEgF0EBdGoiASAIBHsgDSAB/QAEEP3kAQUgDQv9CwQQICEgF0EDbGoiASAIBHsgESAB/QAEAP3kAQUgEQv9CwQAICEgF0EDbGoiASAIBHsgEiAB/QAEEP3kAQUgEgv9CwQQIBtBBGohGwwBCwsgGEEIaiEYDAELCyAHIBhKBEAgAyAYQQJ0av0ABAAhDCACIAYgGGxBAnRqIQIDQCAFIBxKBEAgBCAXIBxsaiAYQQJ0aiEbIAwiCSEKIAkiCyEQIBogGiAAIBogHGxqIgdqIhYgGmoiA2ohGSACIQEgByAGQQJ0aiEdA0AgByAdSQRAIAkgB/0JAgAgAf0ABAAiDf3mAf3kASEJIAogFv0JAgAgDf3mAf3kASEKIAsgA/0JAgAgDf3mAf3kASELIBAgGf0JAgAgDf3mAf3kASEQIAdBBGohByAWQQRqIRYgA0EEaiEDIBlBBGohGSABQRBqIQEMAQsLIBsgCAR7IAkgG/0ABAD95AEFIAkL/QsEACAXIBtqIgEgCAR7IAogAf0ABAD95AEFIAoL/QsEACAbIBdBAXRqIgEgCAR7IAsgAf0ABAD95AEFIAsL/QsEACAbIBdBA2xqIgEgCAR7IBAgAf0ABAD95AEFIBAL/QsEACAcQQRqIRwMAQsLCwuoAgMCewF8BH8gA0ECdCELA0AgASAKSgRAIAAgBSAKbEECdGohDP0MAAAAAAAAAAAAAAAAAAAAACEH/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEJA0AgCSALSQRA/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEDA0AgAyAFSARAIAYgDCADQQJ0av0JAgAgAiADIAtsaiAJav0ABAD95QEiBiAG/eYB/eQBIQYgA0EBaiEDDAELCyAHIAb94wEiBv3kASEHIAlBEGohCQwBCwsgCCAH/R8AIAf9HwGSIAf9HwIgB/0fA5KSu6AiCCAG/R8Du6EgCCAEQQBKGyIIIAb9HwK7oSAIIARBAUobIgggBv0fAbuhIAggBEECShshCCAKQQFqIQoMAQsLIAgLgwcBA3sgACABQQJ0aiEBA0AgACABSQRAIAACeyAA/QAEACID/QwAAAAAAAAAAAAAAAAAAAAA/ekBIAJBAUYNABogAkECRgRAIAP94QH9DAAAsEIAALBCAACwQgAAsEL96AH9DAAArsIAAK7CAACuwgAArsL96QEiBP0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQUgA/0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAEIAX9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgBf0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASID/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAP95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgA/3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAD/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAP95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgA/3mASAD/eYBIAP95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgBf34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYB/eQB/ecBDAELIAJBA0YEQCAD/QzzBDU/8wQ1P/MENT/zBDU//eYB/QwAAIBAAACAQAAAgEAAAIBA/egB/QwAAIDAAACAwAAAgMAAAIDA/ekBIgQgBP3mASEFIAP9DAAAAD8AAAA/AAAAPwAAAD/95gH9DAAAgD8AAIA/AACAPwAAgD8gBP0MC9+Vrwvfla8L35WvC9+VryAF/eYB/Qzu/+0y7v/tMu7/7TLu/+0y/eQBIAX95gH9DFH/DLZR/wy2Uf8MtlH/DLb95AEgBf3mAf0M0sJuuNLCbrjSwm640sJuuP3kASAF/eYB/QxjrEC6Y6xAumOsQLpjrEC6/eQBIAX95gH9DPahQbv2oUG79qFBu/ahQbv95AEgBf3mAf0M1NuDvNTbg7zU24O81NuDvP3kAf3mAf0MzWB0t81gdLfNYHS3zWB0tyAF/eYB/QwpvV+5Kb1fuSm9X7kpvV+5/eQBIAX95gH9DE6S3LpOkty6TpLcuk6S3Lr95AEgBf3mAf0M+Jvxu/ib8bv4m/G7+Jvxu/3kASAF/eYB/Qyntmm8p7ZpvKe2abyntmm8/eQB/ecB/eQB/eYBDAELIAML/QsEACAAQRBqIQAMAQsLCw=="; // of kernel.ts 41d49b67370961ac
+  const WASM =
+    "AGFzbQEAAAABMQVgBn9/f39/fwBgCH9/f39/f39/AGAJf39/f39/f39/AGAGf39/f39/AXxgA39/fwADBgUAAQIDBAUDAQAABzkGCGFjdGl2YXRlAAQGbGluZWFyAAIEbm9ybQAABW5vZGVzAAEJZGlzdGFuY2VzAAMGbWVtb3J5AgAKoRwF7AIDBX8CewJ9IAVBA2pBfHEiBkECdCEHIAYgBWuyIQ4DQCAEIAhKBEAgByAIbCIGIABqIQkgAyAGaiEK/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAD95AEhCyAGQRBqIQYMAQsLIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpIgBbKVIg39EyEM/QwAAAAAAAAAAAAAAAAAAAAAIQtBACEGA0AgBiAHSQRAIAsgBiAJav0ABAAgDP3lASILIAv95gH95AEhCyAGQRBqIQYMAQsLQwAAgD8gC/0fACAL/R8BkiAL/R8CIAv9HwOSkiAOIA2UIA2UkyAFspVDrMUnN5KRlf0TIQtBACEGA0AgBiAHSQRAIAYgCmogBiAJav0ABAAgDP3lASAL/eYBIAEgBmr9AAQA/eYBIAIgBmr9AAQA/eQB/QsEACAGQRBqIQYMAQsLIAhBAWohCAwBCwsLoQgDB3sFfwJ8IAdBAnQhECABIAdBA3QiESAGbGohEgNAIAUgD0oEQP0MAAAAAAAA8P8AAAAAAADw/yEJIAAgBiAPbEEDdGoiB/0KAwAhCiAHQQhBACAGQQFKG2r9CgMAIQsgB0EQQQAgBkECShtq/QoDACEMQQAhBwNAIAcgEUkEQCACIAdq/QAEACAKIAEgB2r9AAQA/fIB/fABIQggBkEBSgRAIAggCyABIBFqIAdq/QAEAP3yAf3wASEICyAGQQJKBEAgCCAMIAEgEUEBdGogB2r9AAQA/fIB/fABIQgLIAMgB2ogCP0LBAAgCSAI/fUBIQkgB0EQaiEHDAELCyAJ/SEAIAn9IQGlIhX9FCEM/QwAAAAAAAAAAAAAAAAAAAAAIQr9DAAAAAAAAAAAAAAAAAAAAAAhC/0MAAAAAAAAAAAAAAAAAAAAACEJ/QwAAAAAAAAAAAAAAAAAAAAAIQhBACEHA0AgByAQSQRAIAMgB0EBdGoiE/0ABAAgDP3xAf1eIBP9AAQQIAz98QH9Xv0NAAECAwQFBgcQERITFBUWFyIN/QwAACDCAAAgwgAAIMIAACDC/UT9UwRAIA39DAAArsIAAK7CAACuwgAArsL96QEiDf0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQ4gCv0MZ2lQOWdpUDlnaVA5Z2lQOSANIA79DACAMT8AgDE/AIAxPwCAMT/95gH95QEgDv0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASIK/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAr95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgCv3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAK/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAr95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgCv3mASAK/eYBIAr95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgDv34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYBIg395AEhCiALIA0gByASav0ABAD95gH95AEhCyAGQQFKBEAgCSANIBAgEmogB2r9AAQA/eYB/eQBIQkLIAZBAkoEQCAIIA0gEiAQQQF0aiAHav0ABAD95gH95AEhCAsLIAdBEGohBwwBCwsgBCAPIAZBAmpsQQN0aiIHIAv9HwAgC/0fAZIgC/0fAiAL/R8DkpK7IAr9HwAgCv0fAZIgCv0fAiAK/R8DkpK7IhSjOQMAIAZBAUoEQCAHIAn9HwAgCf0fAZIgCf0fAiAJ/R8DkpK7IBSjOQMICyAGQQJKBEAgByAI/R8AIAj9HwGSIAj9HwIgCP0fA5KSuyAUozkDEAsgByAGQQN0aiIHIBQ5AwAgByAVOQMIIA9BAWohDwwBCwsL3gcCDXsMfyABQQJ0IRogB0ECdCEXA0AgGEEIaiAHTARAIAMgGEECdGoiAf0ABAAhDiAB/QAEECEPIAIgBiAYbEECdGohFkEAIRsDQCAFIBtKBEAgBCAXIBtsaiAYQQJ0aiEhIA8iCiEQIA4iCSELIAkiDCERIAoiDSESIBogACAaIBtsaiIZaiIdIBpqIh4gGmohHyAWIQEgGSAGQQJ0aiEgA0AgGSAgSQRAIAkgGf0JAgAiFCAB/QAEACIT/eYB/eQBIQkgCiAUIAH9AAQQIhT95gH95AEhCiALIB39CQIAIhUgE/3mAf3kASELIBAgFSAU/eYB/eQBIRAgDCAe/QkCACIVIBP95gH95AEhDCANIBUgFP3mAf3kASENIBEgH/0JAgAiFSAT/eYB/eQBIREgEiAVIBT95gH95AEhEiAZQQRqIRkgHUEEaiEdIB5BBGohHiAfQQRqIR8gAUEgaiEBDAELCyAhIAgEeyAJICH9AAQA/eQBBSAJC/0LBAAgISAIBHsgCiAh/QAEEP3kAQUgCgv9CwQQIBcgIWoiASAIBHsgCyAB/QAEAP3kAQUgCwv9CwQAIBcgIWoiASAIBHsgECAB/QAEEP3kAQUgEAv9CwQQICEgF0EBdGoiASAIBHsgDCAB/QAEAP3kAQUgDAv9CwQAICEgF0EBdGoiASAIBHsgDSAB/QAEEP3kAQUgDQv9CwQQICEgF0EDbGoiASAIBHsgESAB/QAEAP3kAQUgEQv9CwQAICEgF0EDbGoiASAIBHsgEiAB/QAEEP3kAQUgEgv9CwQQIBtBBGohGwwBCwsgGEEIaiEYDAELCyAHIBhKBEAgAyAYQQJ0av0ABAAhDCACIAYgGGxBAnRqIQIDQCAFIBxKBEAgBCAXIBxsaiAYQQJ0aiEbIAwiCSEKIAkiCyEQIBogGiAAIBogHGxqIgdqIhYgGmoiA2ohGSACIQEgByAGQQJ0aiEdA0AgByAdSQRAIAkgB/0JAgAgAf0ABAAiDf3mAf3kASEJIAogFv0JAgAgDf3mAf3kASEKIAsgA/0JAgAgDf3mAf3kASELIBAgGf0JAgAgDf3mAf3kASEQIAdBBGohByAWQQRqIRYgA0EEaiEDIBlBBGohGSABQRBqIQEMAQsLIBsgCAR7IAkgG/0ABAD95AEFIAkL/QsEACAXIBtqIgEgCAR7IAogAf0ABAD95AEFIAoL/QsEACAbIBdBAXRqIgEgCAR7IAsgAf0ABAD95AEFIAsL/QsEACAbIBdBA2xqIgEgCAR7IBAgAf0ABAD95AEFIBAL/QsEACAcQQRqIRwMAQsLCwuoAgMCewF8BH8gA0ECdCELA0AgASAKSgRAIAAgBSAKbEECdGohDP0MAAAAAAAAAAAAAAAAAAAAACEH/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEJA0AgCSALSQRA/QwAAAAAAAAAAAAAAAAAAAAAIQZBACEDA0AgAyAFSARAIAYgDCADQQJ0av0JAgAgAiADIAtsaiAJav0ABAD95QEiBiAG/eYB/eQBIQYgA0EBaiEDDAELCyAHIAb94wEiBv3kASEHIAlBEGohCQwBCwsgCCAH/R8AIAf9HwGSIAf9HwIgB/0fA5KSu6AiCCAG/R8Du6EgCCAEQQBKGyIIIAb9HwK7oSAIIARBAUobIgggBv0fAbuhIAggBEECShshCCAKQQFqIQoMAQsLIAgLgwcBA3sgACABQQJ0aiEBA0AgACABSQRAIAACeyAA/QAEACID/QwAAAAAAAAAAAAAAAAAAAAA/ekBIAJBAUYNABogAkECRgRAIAP94QH9DAAAsEIAALBCAACwQgAAsEL96AH9DAAArsIAAK7CAACuwgAArsL96QEiBP0MO6q4PzuquD87qrg/O6q4P/3mAf1qIQUgA/0MAACAPwAAgD8AAIA/AACAP/0MZ2lQOWdpUDlnaVA5Z2lQOSAEIAX9DACAMT8AgDE/AIAxPwCAMT/95gH95QEgBf0Mg4BeOYOAXjmDgF45g4BeOf3mAf3kASID/eYB/QzOQ7c6zkO3Os5DtzrOQ7c6/eQBIAP95gH9DAiJCDwIiQg8CIkIPAiJCDz95AEgA/3mAf0MwakqPcGpKj3BqSo9wakqPf3kASAD/eYB/Qyqqio+qqoqPqqqKj6qqio+/eQBIAP95gH9DAAAAD8AAAA/AAAAPwAAAD/95AEgA/3mASAD/eYBIAP95AH9DAAAgD8AAIA/AACAPwAAgD/95AEgBf34Af0MfwAAAH8AAAB/AAAAfwAAAP2uAUEX/asB/eYB/eQB/ecBDAELIAJBA0YEQCAD/QzzBDU/8wQ1P/MENT/zBDU//eYB/QwAAIBAAACAQAAAgEAAAIBA/egB/QwAAIDAAACAwAAAgMAAAIDA/ekBIgQgBP3mASEFIAP9DAAAAD8AAAA/AAAAPwAAAD/95gH9DAAAgD8AAIA/AACAPwAAgD8gBP0MC9+Vrwvfla8L35WvC9+VryAF/eYB/Qzu/+0y7v/tMu7/7TLu/+0y/eQBIAX95gH9DFH/DLZR/wy2Uf8MtlH/DLb95AEgBf3mAf0M0sJuuNLCbrjSwm640sJuuP3kASAF/eYB/QxjrEC6Y6xAumOsQLpjrEC6/eQBIAX95gH9DPahQbv2oUG79qFBu/ahQbv95AEgBf3mAf0M1NuDvNTbg7zU24O81NuDvP3kAf3mAf0MzWB0t81gdLfNYHS3zWB0tyAF/eYB/QwpvV+5Kb1fuSm9X7kpvV+5/eQBIAX95gH9DE6S3LpOkty6TpLcuk6S3Lr95AEgBf3mAf0M+Jvxu/ib8bv4m/G7+Jvxu/3kASAF/eYB/Qyntmm8p7ZpvKe2abyntmm8/eQB/ecB/eQB/eYBDAELIAML/QsEACAAQRBqIQAMAQsLCw=="; // of kernel.ts 41d49b67370961ac
   const BLOCK = 64; // points that go through a network together: their activations stay in the first-level cache
   const ACTIVATIONS = { relu: 1, silu: 2, gelu: 3 };
   const MOST_FITTED = 1000; // of more points every second, third, ... is fitted
@@ -27,7 +28,8 @@ function createEngine(options = {}) {
   const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
   function oneOf(value, allowed, what) {
-    if (!allowed.includes(value)) fail(`unknown ${what} ${JSON.stringify(value)}`, `choose one of: ${allowed.join(", ")}`);
+    if (!allowed.includes(value))
+      fail(`unknown ${what} ${JSON.stringify(value)}`, `choose one of: ${allowed.join(", ")}`);
     return value;
   }
 
@@ -51,7 +53,9 @@ function createEngine(options = {}) {
   }
 
   function fromHalf(bits) {
-    const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    const sign = bits & 0x8000 ? -1 : 1,
+      exponent = (bits >> 10) & 31,
+      fraction = bits & 1023;
     if (exponent === 0) return sign * fraction * 2 ** -24;
     if (exponent === 31) return fraction ? NaN : sign * Infinity;
     return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
@@ -79,7 +83,10 @@ function createEngine(options = {}) {
       values = Float32Array.from(spec.values.flat(Infinity), (value) => (typeof value === "number" ? value : NaN));
       if (values.length !== size) fail(`${what} has ${values.length} values, its shape asks for ${size}`, remedy);
     } else fail(`${what} holds no numbers`, "give f32 or f16 as base64, or values as a list");
-    return { shape: spec.shape, values: finite(values, what, "train or export it again: a diverged network cannot run") };
+    return {
+      shape: spec.shape,
+      values: finite(values, what, "train or export it again: a diverged network cannot run"),
+    };
   }
 
   function checkPoints(x, n, dim, what = "x") {
@@ -93,9 +100,11 @@ function createEngine(options = {}) {
 
   /** Plain JavaScript twins of kernel.ts over one buffer; pointers are byte offsets. */
   function plainKernel(buffer) {
-    const F = new Float32Array(buffer), D = new Float64Array(buffer);
+    const F = new Float32Array(buffer),
+      D = new Float64Array(buffer);
     function activate(values, count, kind) {
-      const first = values >> 2, last = first + count;
+      const first = values >> 2,
+        last = first + count;
       if (kind === 1) for (let i = first; i < last; i++) F[i] = F[i] > 0 ? F[i] : 0;
       else if (kind === 2) for (let i = first; i < last; i++) F[i] = F[i] / (1 + Math.exp(-F[i]));
       else if (kind === 3) for (let i = first; i < last; i++) F[i] = 0.5 * F[i] * (1 + erf(F[i] * Math.SQRT1_2));
@@ -106,12 +115,24 @@ function createEngine(options = {}) {
       b >>= 2;
       out >>= 2;
       for (let j = 0; j < nout; j += 4) {
-        const width = nout - (j & ~7) >= 8 ? 8 : 4, panel = w + (j & ~7) * nin + (width === 8 ? j & 4 : 0);
+        const width = nout - (j & ~7) >= 8 ? 8 : 4,
+          panel = w + (j & ~7) * nin + (width === 8 ? j & 4 : 0);
         for (let i = 0; i < n; i += 2) {
-          let a0 = F[b + j], a1 = F[b + j + 1], a2 = F[b + j + 2], a3 = F[b + j + 3];
-          let c0 = a0, c1 = a1, c2 = a2, c3 = a3;
+          let a0 = F[b + j],
+            a1 = F[b + j + 1],
+            a2 = F[b + j + 2],
+            a3 = F[b + j + 3];
+          let c0 = a0,
+            c1 = a1,
+            c2 = a2,
+            c3 = a3;
           for (let k = 0, p = x + i * stride, r = p + stride, q = panel; k < nin; k++, q += width) {
-            const u = F[p + k], v = F[r + k], w0 = F[q], w1 = F[q + 1], w2 = F[q + 2], w3 = F[q + 3];
+            const u = F[p + k],
+              v = F[r + k],
+              w0 = F[q],
+              w1 = F[q + 1],
+              w2 = F[q + 2],
+              w3 = F[q + 3];
             a0 += u * w0;
             a1 += u * w1;
             a2 += u * w2;
@@ -121,7 +142,8 @@ function createEngine(options = {}) {
             c2 += v * w2;
             c3 += v * w3;
           }
-          const o = out + i * nout + j, s = o + nout;
+          const o = out + i * nout + j,
+            s = o + nout;
           if (add) {
             F[o] += a0;
             F[o + 1] += a1;
@@ -151,7 +173,8 @@ function createEngine(options = {}) {
       out >>= 2;
       const padded = pad4(width);
       for (let i = 0; i < n; i++, h += padded, out += padded) {
-        let mean = 0, variance = 0;
+        let mean = 0,
+          variance = 0;
         for (let k = 0; k < width; k++) mean += F[h + k];
         mean /= width;
         for (let k = 0; k < width; k++) variance += (F[h + k] - mean) ** 2;
@@ -168,9 +191,13 @@ function createEngine(options = {}) {
       logits >>= 3;
       out >>= 3;
       for (let i = 0; i < n; i++, p += dim, out += dim + 2) {
-        let top = -Infinity, mass = 0;
-        const p0 = D[p], p1 = dim > 1 ? D[p + 1] : 0, p2 = dim > 2 ? D[p + 2] : 0;
-        const second = centres + (dim > 1 ? m : 0), third = centres + (dim > 2 ? 2 * m : 0);
+        let top = -Infinity,
+          mass = 0;
+        const p0 = D[p],
+          p1 = dim > 1 ? D[p + 1] : 0,
+          p2 = dim > 2 ? D[p + 2] : 0;
+        const second = centres + (dim > 1 ? m : 0),
+          third = centres + (dim > 2 ? 2 * m : 0);
         for (let j = 0; j < m; j++) {
           const l = D[q + j] + p0 * D[centres + j] + p1 * D[second + j] + p2 * D[third + j];
           D[logits + j] = l;
@@ -209,8 +236,10 @@ function createEngine(options = {}) {
 
   // Eigen's rational approximation, as in kernel.ts
   function erf(x) {
-    const z = Math.max(-4, Math.min(4, x)), s = z * z;
-    let p = -2.72614225801306e-10, q = -1.45660718464996e-5;
+    const z = Math.max(-4, Math.min(4, x)),
+      s = z * z;
+    let p = -2.72614225801306e-10,
+      q = -1.45660718464996e-5;
     p = p * s + 2.77068142495902e-8;
     p = p * s - 2.10102402082508e-6;
     p = p * s - 5.69250639462346e-5;
@@ -268,8 +297,10 @@ function createEngine(options = {}) {
 
   /** Threefry-2x32 with 20 rounds (Salmon et al. 2011): two words of key and counter to two random words. */
   function threefry(key0, key1, counter0, counter1, out) {
-    const key2 = 0x1bd11bda ^ key0 ^ key1, keys = [key0, key1, key2];
-    let a = (counter0 + key0) | 0, b = (counter1 + key1) | 0;
+    const key2 = 0x1bd11bda ^ key0 ^ key1,
+      keys = [key0, key1, key2];
+    let a = (counter0 + key0) | 0,
+      b = (counter1 + key1) | 0;
     for (let round = 0; round < 5; round++) {
       const even = (round & 1) === 0;
       a = (a + b) | 0;
@@ -294,8 +325,11 @@ function createEngine(options = {}) {
   /** Uniform numbers on (0, 1), `width` per point: those of a point do not depend on how many points there are. */
   function uniforms(seed, n, width, stream) {
     checkSeed(seed);
-    const out = new Float64Array(n * width), words = [0, 0];
-    const key0 = seed >>> 0, key1 = Math.floor(seed / 4294967296) >>> 0, pairs = (width + 1) >> 1;
+    const out = new Float64Array(n * width),
+      words = [0, 0];
+    const key0 = seed >>> 0,
+      key1 = Math.floor(seed / 4294967296) >>> 0,
+      pairs = (width + 1) >> 1;
     for (let i = 0; i < n; i++) {
       for (let k = 0; k < pairs; k++) {
         threefry(key0 | 0, key1 | 0, i * pairs + k, stream, words);
@@ -310,10 +344,14 @@ function createEngine(options = {}) {
 
   /** Standard normal numbers of a seed, n x dim; the stream sets apart the start (0) and the steps (1, 2, ...). */
   function noise(seed, n, dim, stream = 0) {
-    const pairs = (dim + 1) >> 1, u = uniforms(seed, n, 2 * pairs, stream), out = new Float32Array(n * dim);
+    const pairs = (dim + 1) >> 1,
+      u = uniforms(seed, n, 2 * pairs, stream),
+      out = new Float32Array(n * dim);
     for (let i = 0; i < n; i++) {
       for (let k = 0; k < dim; k++) {
-        const at = 2 * (i * pairs + (k >> 1)), radius = Math.sqrt(-2 * Math.log(u[at])), turn = 2 * Math.PI * u[at + 1];
+        const at = 2 * (i * pairs + (k >> 1)),
+          radius = Math.sqrt(-2 * Math.log(u[at])),
+          turn = 2 * Math.PI * u[at + 1];
         out[i * dim + k] = radius * (k & 1 ? Math.sin(turn) : Math.cos(turn));
       }
     }
@@ -323,7 +361,8 @@ function createEngine(options = {}) {
   // -------------------------------------------------------------------------------------------------------- schedules
 
   const rint = (x) => {
-    const low = Math.floor(x), rest = x - low; // halves go to the even neighbour, as numpy rounds
+    const low = Math.floor(x),
+      rest = x - low; // halves go to the even neighbour, as numpy rounds
     return rest > 0.5 || (rest === 0.5 && low % 2) ? low + 1 : low;
   };
   const linspace = (from, to, n) =>
@@ -342,7 +381,8 @@ function createEngine(options = {}) {
     if (!Array.isArray(known) || !known.length) {
       fail("this discrete schedule has no alpha_bars", "give those of t = 1, ..., T, decreasing, in [0, 1)");
     }
-    const bars = [1, ...known], tMax = known.length;
+    const bars = [1, ...known],
+      tMax = known.length;
     for (let t = 1; t <= tMax; t++) {
       if (!(bars[t] >= 0 && bars[t] < bars[t - 1])) {
         fail(`alpha_bars[${t - 1}] = ${bars[t]} after ${bars[t - 1]}`, "they must decrease from below 1, none below 0");
@@ -356,14 +396,16 @@ function createEngine(options = {}) {
       pair(t) {
         if (Number.isInteger(t)) return [Math.sqrt(bars[t]), Math.sqrt(1 - bars[t])];
         if (t > 0 && t < 1) fail(`t = ${t}`, "t = 0 is clean and t = 1 the first step: between them there is no level");
-        const low = Math.floor(t), level = logLevel(low) + (t - low) * (logLevel(low + 1) - logLevel(low));
+        const low = Math.floor(t),
+          level = logLevel(low) + (t - low) * (logLevel(low + 1) - logLevel(low));
         return [Math.sqrt(sigmoid(-2 * level)), Math.sqrt(sigmoid(2 * level))];
       },
       timeOf(level) {
         const wanted = Math.log(level);
         if (!(wanted > logLevel(1))) return 1;
         if (wanted >= logLevel(tMax)) return tMax;
-        let low = 1, high = tMax;
+        let low = 1,
+          high = tMax;
         while (high - low > 1) {
           const middle = (low + high) >> 1;
           if (logLevel(middle) <= wanted) low = middle;
@@ -391,7 +433,13 @@ function createEngine(options = {}) {
   });
 
   function vpCosine(spec) {
-    const snr = number(spec, "terminal_snr", "vp_cosine", (v) => v >= 0 && v < Infinity, "a finite value of at least 0");
+    const snr = number(
+      spec,
+      "terminal_snr",
+      "vp_cosine",
+      (v) => v >= 0 && v < Infinity,
+      "a finite value of at least 0",
+    );
     const tMin = number(spec, "t_min", "vp_cosine", (v) => v > 0 && v < 1, "0 < t_min < 1");
     const last = Math.sqrt(snr / (1 + snr));
     return {
@@ -411,7 +459,8 @@ function createEngine(options = {}) {
 
   function rectified(spec) {
     const snr = number(spec, "terminal_snr", "rectified", (v) => v >= 0 && v < 1, "0 <= terminal_snr < 1");
-    const tMin = number(spec, "t_min", "rectified", (v) => v > 0 && v < 1, "0 < t_min < 1"), fall = 1 - Math.sqrt(snr);
+    const tMin = number(spec, "t_min", "rectified", (v) => v > 0 && v < 1, "0 < t_min < 1"),
+      fall = 1 - Math.sqrt(snr);
     return {
       ...continuous(tMin),
       pair: (t) => [1 - fall * t, t],
@@ -456,7 +505,10 @@ function createEngine(options = {}) {
         const n = nSteps ?? (own.discrete ? own.tMax : fail("nSteps is missing", "a continuous schedule needs it"));
         const limit = own.discrete ? own.tMax : Infinity;
         if (!Number.isInteger(n) || n < 1 || n > limit) {
-          fail(`nSteps = ${n}`, `this schedule samples in 1 to ${limit === Infinity ? "any number of" : limit} whole steps`);
+          fail(
+            `nSteps = ${n}`,
+            `this schedule samples in 1 to ${limit === Infinity ? "any number of" : limit} whole steps`,
+          );
         }
         const noisy = own.noisy(n, oneOf(asked ?? spacing, SPACINGS, "spacing"));
         const times = new Float64Array(n + 1);
@@ -470,12 +522,16 @@ function createEngine(options = {}) {
 
   /** A network's weights by name; tells which are missing, which do not fit and which nobody asked for. */
   function weightsOf(spec, title) {
-    const what = `network ${JSON.stringify(title)}`, remedy = "export it again with ddpmlab.explorer.export.network";
+    const what = `network ${JSON.stringify(title)}`,
+      remedy = "export it again with ddpmlab.explorer.export.network";
     if (!isObject(spec.weights)) fail(`${what} has no weights`, remedy);
     const left = new Set(Object.keys(spec.weights));
     function get(name, ...shape) {
       if (!(name in spec.weights)) {
-        fail(`${what} lacks the weight ${name} (${shape.join(" x ")}); it has ${Object.keys(spec.weights).join(", ")}`, remedy);
+        fail(
+          `${what} lacks the weight ${name} (${shape.join(" x ")}); it has ${Object.keys(spec.weights).join(", ")}`,
+          remedy,
+        );
       }
       left.delete(name);
       const { shape: found, values } = tensor(spec.weights[name], `${what}: weight ${name}`);
@@ -491,7 +547,11 @@ function createEngine(options = {}) {
       has: (name) => name in spec.weights,
       shape: (name) => (isObject(spec.weights[name]) && spec.weights[name].shape) || [],
       indices: (pattern) =>
-        Object.keys(spec.weights).map((name) => pattern.exec(name)).filter(Boolean).map((m) => +m[1]).sort((a, b) => a - b),
+        Object.keys(spec.weights)
+          .map((name) => pattern.exec(name))
+          .filter(Boolean)
+          .map((m) => +m[1])
+          .sort((a, b) => a - b),
       done() {
         if (left.size) fail(`${what} has weights that its kind does not use: ${[...left].join(", ")}`, remedy);
       },
@@ -510,15 +570,22 @@ function createEngine(options = {}) {
 
   /** What a network sees besides the point: its time embedding and its class, as one vector for all points. */
   function conditionOf(spec, weights, kind) {
-    const time = oneOf(spec.time ?? "scalar", ["scalar", "sinusoidal", "fourier", "none"], `time embedding of ${weights.what}`);
-    let frequency = null, size = time === "none" ? 0 : 1;
+    const time = oneOf(
+      spec.time ?? "scalar",
+      ["scalar", "sinusoidal", "fourier", "none"],
+      `time embedding of ${weights.what}`,
+    );
+    let frequency = null,
+      size = time === "none" ? 0 : 1;
     if (time === "sinusoidal" || time === "fourier") {
-      const found = time === "fourier" ? weights.get("time.0.frequency", 1, null) : weights.get("time.0.frequency", null);
+      const found =
+        time === "fourier" ? weights.get("time.0.frequency", 1, null) : weights.get("time.0.frequency", null);
       frequency = found.values;
       size = 2 * frequency.length;
     }
     const layers = weights.indices(/^time\.(\d+)\.weight$/).map((index) => {
-      const w = weights.get(`time.${index}.weight`, null, size), nin = size;
+      const w = weights.get(`time.${index}.weight`, null, size),
+        nin = size;
       size = w.shape[0];
       return { w: w.values, b: weights.get(`time.${index}.bias`, size).values, nin, nout: size };
     });
@@ -530,7 +597,10 @@ function createEngine(options = {}) {
     if (spec.label !== undefined && spec.label !== null) {
       if (!classes) fail(`${weights.what} has no classes`, "omit label, or train it with n_classes");
       if (!Number.isInteger(spec.label) || spec.label < 0 || spec.label >= classes.rows) {
-        fail(`label = ${spec.label}`, `${weights.what} has classes 0 to ${classes.rows - 2}, and ${classes.rows - 1} for none`);
+        fail(
+          `label = ${spec.label}`,
+          `${weights.what} has classes 0 to ${classes.rows - 2}, and ${classes.rows - 1} for none`,
+        );
       }
     }
     return {
@@ -564,7 +634,8 @@ function createEngine(options = {}) {
   function pack(F, at, values, nout, nin, stride) {
     const padded = pad4(nout);
     for (let j = 0; j < padded; j++) {
-      const panel = j & ~7, width = padded - panel >= 8 ? 8 : 4;
+      const panel = j & ~7,
+        width = padded - panel >= 8 ? 8 : 4;
       for (let k = 0; k < nin; k++) {
         F[at + panel * nin + k * width + (j - panel)] = j < nout ? values[j * stride + k] : 0;
       }
@@ -575,20 +646,26 @@ function createEngine(options = {}) {
   function network(spec, title = "network") {
     if (!isObject(spec)) fail(`network ${JSON.stringify(title)} is missing`, "give ddpmlab.explorer.export.network");
     oneOf(spec.kind, ["mlp", "residual_mlp"], "kind of network");
-    const weights = weightsOf(spec, title), what = weights.what;
+    const weights = weightsOf(spec, title),
+      what = weights.what;
     if (!Array.isArray(spec.shape) || !spec.shape.every((size) => Number.isInteger(size) && size > 0)) {
       fail(`${what}: shape = ${JSON.stringify(spec.shape)}`, "give the shape of a point, such as [2]");
     }
-    const dim = spec.shape.reduce((a, b) => a * b, 1), kind = activation(spec.activation ?? "relu", what);
+    const dim = spec.shape.reduce((a, b) => a * b, 1),
+      kind = activation(spec.activation ?? "relu", what);
     const after = spec.output_activation ? activation(spec.output_activation, what) : 0;
     const condition = conditionOf(spec, weights, kind);
     const fourier = weights.has("fourier.frequency") ? weights.get("fourier.frequency", dim, null).values : null;
-    const half = fourier ? fourier.length / dim : 0, nPoint = dim + 2 * half;
-    const plan = layout(), pending = [];
+    const half = fourier ? fourier.length / dim : 0,
+      nPoint = dim + 2 * half;
+    const plan = layout(),
+      pending = [];
     let widest = pad4(nPoint);
 
     function linear(name, nout, nin, { point = nin, bias = null } = {}) {
-      const w = weights.get(`${name}.weight`, nout, nin), rows = w.shape[0], padded = pad4(rows);
+      const w = weights.get(`${name}.weight`, nout, nin),
+        rows = w.shape[0],
+        padded = pad4(rows);
       const b = weights.get(`${name}.bias`, rows).values;
       const layer = { nin: point, nout: rows, padded, w: plan.floats(padded * point), b: plan.floats(padded), bias: b };
       widest = Math.max(widest, padded);
@@ -601,7 +678,8 @@ function createEngine(options = {}) {
       return layer;
     }
     function normalise(name, width) {
-      const gamma = weights.get(`${name}.weight`, width).values, beta = weights.get(`${name}.bias`, width).values;
+      const gamma = weights.get(`${name}.weight`, width).values,
+        beta = weights.get(`${name}.bias`, width).values;
       const layer = { width, gamma: plan.floats(pad4(width)), beta: plan.floats(pad4(width)), shift: beta };
       pending.push((F) => {
         F.set(gamma, layer.gamma >> 2);
@@ -612,13 +690,17 @@ function createEngine(options = {}) {
 
     let prepare, forward; // prepare: fold the condition, the same for all points, into biases
     const input = plan.floats(BLOCK * pad4(nPoint));
-    let buffers = [], memory = null;
+    let buffers = [],
+      memory = null;
     if (spec.kind === "mlp") {
-      const indices = weights.indices(/^layers\.(\d+)\.weight$/), layers = [];
-      if (indices.length < 2) fail(`${what} has ${indices.length} layers`, "an MLP has at least one hidden layer and an output");
+      const indices = weights.indices(/^layers\.(\d+)\.weight$/),
+        layers = [];
+      if (indices.length < 2)
+        fail(`${what} has ${indices.length} layers`, "an MLP has at least one hidden layer and an output");
       let width = nPoint + condition.size;
       for (const index of indices) {
-        const last = index === indices[indices.length - 1], first = !layers.length;
+        const last = index === indices[indices.length - 1],
+          first = !layers.length;
         const layer = linear(`layers.${index}`, last ? dim : null, width, first ? { point: nPoint } : {});
         layers.push(layer);
         width = layer.nout;
@@ -632,7 +714,9 @@ function createEngine(options = {}) {
         }
       };
       forward = (rows, { kernel }) => {
-        let from = input, stride = pad4(nPoint), to = 0;
+        let from = input,
+          stride = pad4(nPoint),
+          to = 0;
         layers.forEach((layer, index) => {
           to = buffers[index & 1];
           kernel.linear(from, stride, layer.w, layer.b, to, rows, layer.nin, layer.padded, 0);
@@ -644,7 +728,8 @@ function createEngine(options = {}) {
         return to;
       };
     } else {
-      const inlet = linear("inlet", null, nPoint), width = inlet.nout;
+      const inlet = linear("inlet", null, nPoint),
+        width = inlet.nout;
       const blocks = weights.indices(/^blocks\.(\d+)\.layers\.0\.weight$/).map((index) => {
         const name = `blocks.${index}`;
         return {
@@ -654,8 +739,10 @@ function createEngine(options = {}) {
           v: condition.size ? weights.get(`${name}.condition.bias`, width).values : null,
         };
       });
-      if (!blocks.length) fail(`${what} has no blocks`, "a residual MLP has weights blocks.0.layers.0.weight and so on");
-      const last = normalise("outlet.0", width), outlet = linear("outlet.2", dim, width);
+      if (!blocks.length)
+        fail(`${what} has no blocks`, "a residual MLP has weights blocks.0.layers.0.weight and so on");
+      const last = normalise("outlet.0", width),
+        outlet = linear("outlet.2", dim, width);
       prepare = (e, { F }) => {
         for (const { norms, u, v } of e.length ? blocks : []) {
           for (let j = 0; j < width; j++) {
@@ -666,7 +753,8 @@ function createEngine(options = {}) {
         }
       };
       forward = (rows, { kernel }) => {
-        const [h, a, b] = buffers, padded = inlet.padded;
+        const [h, a, b] = buffers,
+          padded = inlet.padded;
         const apply = (layer, from, to, add) =>
           kernel.linear(from, padded, layer.w, layer.b, to, rows, layer.nin, layer.padded, add);
         const activated = (layer, from) => {
@@ -698,13 +786,19 @@ function createEngine(options = {}) {
         memory = plan.open();
         for (const fill of pending) fill(memory.F);
       }
-      const { F } = memory, out = new Float32Array(n * dim), stride = pad4(nPoint), start = input >> 2;
-      const turn = f32(2 * Math.PI), padded = pad4(dim);
+      const { F } = memory,
+        out = new Float32Array(n * dim),
+        stride = pad4(nPoint),
+        start = input >> 2;
+      const turn = f32(2 * Math.PI),
+        padded = pad4(dim);
       prepare(condition.vector(c), memory);
       for (let first = 0; first < n; first += BLOCK) {
-        const size = Math.min(BLOCK, n - first), rows = pad4(size);
+        const size = Math.min(BLOCK, n - first),
+          rows = pad4(size);
         for (let i = 0; i < rows; i++) {
-          const row = start + i * stride, from = (first + Math.min(i, size - 1)) * dim;
+          const row = start + i * stride,
+            from = (first + Math.min(i, size - 1)) * dim;
           for (let k = 0; k < dim; k++) F[row + k] = x[from + k];
           for (let f = 0; f < half; f++) {
             let product = 0;
@@ -735,7 +829,8 @@ function createEngine(options = {}) {
 
   /** Composite Gauss-Legendre rule of order 8 on (0, 1). */
   function legendre(panels) {
-    const u = [], w = [];
+    const u = [],
+      w = [];
     for (let p = 0; p < panels; p++) {
       for (const [node, weight] of [...LEGENDRE].reverse()) {
         u.push((p + (1 - node) / 2) / panels);
@@ -753,9 +848,13 @@ function createEngine(options = {}) {
   function sharedNodes(dim, rule) {
     if (dim > 3) fail(`a law of ${dim} dimensions`, "the page computes exact denoisers in up to 3");
     const ROWS = 256;
-    let memory = null, at = null, loaded = null;
+    let memory = null,
+      at = null,
+      loaded = null;
     return (x, n, alpha, sigmas) => {
-      const { centres, logWeights, noise, key } = rule(alpha, sigmas), count = logWeights.length, m = pad4(count);
+      const { centres, logWeights, noise, key } = rule(alpha, sigmas),
+        count = logWeights.length,
+        m = pad4(count);
       if (!at || at.m < m) {
         const plan = layout();
         at = {
@@ -769,7 +868,9 @@ function createEngine(options = {}) {
         memory = plan.open();
         loaded = null;
       }
-      const { D, F, kernel } = memory, c = at.centres >> 3, q = at.q >> 3;
+      const { D, F, kernel } = memory,
+        c = at.centres >> 3,
+        q = at.q >> 3;
       if (loaded !== key) {
         const narrow = (at.centres >> 2) + 2 * m * dim;
         for (let d = 0; d < dim; d++) {
@@ -786,9 +887,12 @@ function createEngine(options = {}) {
         for (let d = 0; d < dim; d++) value -= (0.5 * (alpha * D[c + d * m + j]) ** 2) / variance[d];
         D[q + j] = value;
       }
-      const mean = new Float64Array(n * dim), logProb = new Float64Array(n);
+      const mean = new Float64Array(n * dim),
+        logProb = new Float64Array(n);
       for (let first = 0; first < n; first += ROWS) {
-        const rows = Math.min(ROWS, n - first), p = at.p >> 3, out = at.out >> 3;
+        const rows = Math.min(ROWS, n - first),
+          p = at.p >> 3,
+          out = at.out >> 3;
         for (let i = 0; i < rows; i++) {
           for (let d = 0; d < dim; d++) D[p + i * dim + d] = (x[(first + i) * dim + d] * alpha) / variance[d];
         }
@@ -815,7 +919,9 @@ function createEngine(options = {}) {
       const width = Math.hypot(noise, Math.min(...sigmas) / alpha);
       const panels = Math.max(16, Math.ceil(length / (2 * width)));
       if (!rules.has(panels)) {
-        const [u, w] = legendre(panels), centres = [], logWeights = [];
+        const [u, w] = legendre(panels),
+          centres = [],
+          logWeights = [];
         for (let arc = 0; arc < nArcs; arc++) {
           u.forEach((value, j) => {
             centres.push(...arcs(value, arc));
@@ -829,15 +935,18 @@ function createEngine(options = {}) {
   }
 
   const boxMuller = (u, at) => {
-    const radius = Math.sqrt(-2 * Math.log(u[at])), turn = 2 * Math.PI * u[at + 1];
+    const radius = Math.sqrt(-2 * Math.log(u[at])),
+      turn = 2 * Math.PI * u[at + 1];
     return [radius * Math.cos(turn), radius * Math.sin(turn)];
   };
 
-  const noiseOf = (spec, own) => (spec.noise === undefined ? own : number(spec, "noise", spec.name, (v) => v > 0 && v < Infinity, "noise above 0"));
+  const noiseOf = (spec, own) =>
+    spec.noise === undefined ? own : number(spec, "noise", spec.name, (v) => v > 0 && v < Infinity, "noise above 0");
 
   function twoMoons(spec) {
     const arcs = (u, arc) => {
-      const cos = Math.cos(Math.PI * u), sin = Math.sin(Math.PI * u);
+      const cos = Math.cos(Math.PI * u),
+        sin = Math.sin(Math.PI * u);
       return arc ? [1 - cos, 0.5 - sin] : [cos, sin];
     };
     const s = noiseOf(spec, 0.05);
@@ -846,9 +955,11 @@ function createEngine(options = {}) {
       exact: true,
       marginal: curve(2, arcs, Math.PI, s, 2),
       draw(n, seed) {
-        const u = uniforms(seed, n, 4, LAW_STREAM), out = new Float64Array(n * 2);
+        const u = uniforms(seed, n, 4, LAW_STREAM),
+          out = new Float64Array(n * 2);
         for (let i = 0; i < n; i++) {
-          const [x, y] = arcs(u[4 * i + 1], u[4 * i] < 0.5 ? 0 : 1), [a, b] = boxMuller(u, 4 * i + 2);
+          const [x, y] = arcs(u[4 * i + 1], u[4 * i] < 0.5 ? 0 : 1),
+            [a, b] = boxMuller(u, 4 * i + 2);
           out[2 * i] = x + s * a;
           out[2 * i + 1] = y + s * b;
         }
@@ -858,13 +969,15 @@ function createEngine(options = {}) {
   }
 
   function helix(spec) {
-    const arcs = (u) => [Math.cos(14 * (u - 2)), Math.sin(14 * (u - 2)), u - 2], s = noiseOf(spec, 0.03);
+    const arcs = (u) => [Math.cos(14 * (u - 2)), Math.sin(14 * (u - 2)), u - 2],
+      s = noiseOf(spec, 0.03);
     return {
       dim: 3,
       exact: true,
       marginal: curve(3, arcs, Math.hypot(14, 1), s, 1),
       draw(n, seed) {
-        const u = uniforms(seed, n, 6, LAW_STREAM), out = new Float64Array(n * 3);
+        const u = uniforms(seed, n, 6, LAW_STREAM),
+          out = new Float64Array(n * 3);
         for (let i = 0; i < n; i++) {
           const z = [...boxMuller(u, 6 * i + 2), boxMuller(u, 6 * i + 4)[0]];
           arcs(u[6 * i]).forEach((value, d) => (out[3 * i + d] = value + s * z[d]));
@@ -875,14 +988,17 @@ function createEngine(options = {}) {
   }
 
   function sin55(spec) {
-    const surface = (r, x, y) => (1 - r) * Math.sin(5 * x) * Math.cos(5 * y), s = noiseOf(spec, 0.01);
+    const surface = (r, x, y) => (1 - r) * Math.sin(5 * x) * Math.cos(5 * y),
+      s = noiseOf(spec, 0.01);
     return {
       dim: 3,
       exact: false,
       draw(n, seed) {
-        const u = uniforms(seed, n, 4, LAW_STREAM), out = new Float64Array(n * 3);
+        const u = uniforms(seed, n, 4, LAW_STREAM),
+          out = new Float64Array(n * 3);
         for (let i = 0; i < n; i++) {
-          const r = Math.sqrt(u[4 * i]), x = r * Math.cos(2 * Math.PI * u[4 * i + 1]);
+          const r = Math.sqrt(u[4 * i]),
+            x = r * Math.cos(2 * Math.PI * u[4 * i + 1]);
           const y = r * Math.sin(2 * Math.PI * u[4 * i + 1]);
           out.set([x, y, surface(r, x, y) + s * boxMuller(u, 4 * i + 2)[0]], 3 * i);
         }
@@ -890,7 +1006,8 @@ function createEngine(options = {}) {
       },
       logDensity(x, n) {
         return Float64Array.from({ length: n }, (_, i) => {
-          const [a, b, c] = x.subarray(3 * i, 3 * i + 3), r = Math.hypot(a, b);
+          const [a, b, c] = x.subarray(3 * i, 3 * i + 3),
+            r = Math.hypot(a, b);
           if (r > 1) return -Infinity;
           return -Math.log(Math.PI) - 0.5 * ((c - surface(r, a, b)) / s) ** 2 - Math.log(s) - 0.5 * LOG_2PI;
         });
@@ -905,7 +1022,8 @@ function createEngine(options = {}) {
       for (let j = 0; j <= i; j++) {
         let sum = A[i * d + j];
         for (let k = 0; k < j; k++) sum -= L[i * d + k] * L[j * d + k];
-        if (i === j && !(sum > 0)) fail(`${what} has a covariance that is not positive definite`, "give positive scales");
+        if (i === j && !(sum > 0))
+          fail(`${what} has a covariance that is not positive definite`, "give positive scales");
         L[i * d + j] = i === j ? Math.sqrt(sum) : sum / L[j * d + j];
       }
     }
@@ -913,7 +1031,8 @@ function createEngine(options = {}) {
   }
 
   function inverseFrom(L, d) {
-    const inverse = new Float64Array(d * d), column = new Float64Array(d);
+    const inverse = new Float64Array(d * d),
+      column = new Float64Array(d);
     let logDet = 0;
     for (let c = 0; c < d; c++) {
       logDet += 2 * Math.log(L[c * d + c]);
@@ -933,20 +1052,26 @@ function createEngine(options = {}) {
 
   /** Gaussian mixture in closed form; `scales` (diagonal, as in the package) or `covariances` (full). */
   function mixture(spec) {
-    const means = spec.means, what = "this Gaussian mixture";
-    if (!Array.isArray(means) || !means.length || !means.every(Array.isArray)) fail(`${what} has no means`, "give K x dim");
-    const K = means.length, d = means[0].length;
-    if (!d || means.some((mean) => mean.length !== d)) fail(`${what}: means of different sizes`, "give K x dim numbers");
+    const means = Array.from(Array.isArray(spec.means) ? spec.means : []),
+      what = "this Gaussian mixture";
+    if (!means.length || !means.every(Array.isArray))
+      fail(`${what} has no means`, "give K x dim");
+    const K = means.length,
+      d = means[0].length;
+    if (!d || means.some((mean) => mean.length !== d))
+      fail(`${what}: means of different sizes`, "give K x dim numbers");
     finite(means.flat(), `${what}: means`, "give finite ones");
     const weight = spec.weights ?? Array(K).fill(1);
-    if (weight.length !== K || !weight.every((w) => w > 0 && w < Infinity)) {
+    if (!Array.isArray(weight) || weight.length !== K || !weight.every((w) => w > 0 && w < Infinity)) {
       fail(`${what} has ${K} means and weights ${JSON.stringify(weight)}`, `give ${K} positive weights`);
     }
-    const total = weight.reduce((a, b) => a + b, 0), logWeights = weight.map((w) => Math.log(w / total));
+    const total = weight.reduce((a, b) => a + b, 0),
+      logWeights = weight.map((w) => Math.log(w / total));
     const covariances = means.map((_, k) => {
       if (spec.covariances) {
         const rows = spec.covariances[k];
-        if (!Array.isArray(rows) || rows.flat().length !== d * d) fail(`${what}: covariance ${k}`, `give ${d} x ${d} numbers`);
+        if (!Array.isArray(rows) || rows.flat().length !== d * d)
+          fail(`${what}: covariance ${k}`, `give ${d} x ${d} numbers`);
         return Float64Array.from(finite(rows.flat(), `${what}: covariance ${k}`, "give finite ones"));
       }
       const own = typeof spec.scales === "number" ? Array(d).fill(spec.scales) : (spec.scales ?? [])[k];
@@ -965,7 +1090,8 @@ function createEngine(options = {}) {
         const parts = covariances.map((matrix, k) => {
           const V = matrix.map((value) => alpha ** 2 * value);
           for (let i = 0; i < d; i++) V[i * d + i] += sigmas[i] ** 2;
-          const [inverse, logDet] = inverseFrom(cholesky(V, d, what), d), gain = new Float64Array(d * d);
+          const [inverse, logDet] = inverseFrom(cholesky(V, d, what), d),
+            gain = new Float64Array(d * d);
           for (let i = 0; i < d; i++) {
             for (let j = 0; j < d; j++) {
               for (let l = 0; l < d; l++) gain[i * d + j] += alpha * matrix[i * d + l] * inverse[l * d + j];
@@ -973,10 +1099,13 @@ function createEngine(options = {}) {
           }
           return { inverse, gain, constant: logWeights[k] - 0.5 * (logDet + d * LOG_2PI), mean: means[k] };
         });
-        const mean = new Float64Array(n * d), logProb = new Float64Array(n), logits = new Float64Array(K);
+        const mean = new Float64Array(n * d),
+          logProb = new Float64Array(n),
+          logits = new Float64Array(K);
         const gap = new Float64Array(K * d);
         for (let i = 0; i < n; i++) {
-          let top = -Infinity, mass = 0;
+          let top = -Infinity,
+            mass = 0;
           for (let k = 0; k < K; k++) {
             const { inverse, constant, mean: m } = parts[k];
             let form = 0;
@@ -988,7 +1117,8 @@ function createEngine(options = {}) {
             if (logits[k] > top) top = logits[k];
           }
           for (let k = 0; k < K; k++) {
-            const w = Math.exp(logits[k] - top), { gain, mean: m } = parts[k];
+            const w = Math.exp(logits[k] - top),
+              { gain, mean: m } = parts[k];
             mass += w;
             if (w === 0) continue;
             for (let a = 0; a < d; a++) {
@@ -1003,9 +1133,12 @@ function createEngine(options = {}) {
         return { mean, logProb };
       },
       draw(n, seed) {
-        const u = uniforms(seed, n, 1, LAW_STREAM), z = noise(seed, n, d, LAW_STREAM + 1), out = new Float64Array(n * d);
+        const u = uniforms(seed, n, 1, LAW_STREAM),
+          z = noise(seed, n, d, LAW_STREAM + 1),
+          out = new Float64Array(n * d);
         for (let i = 0; i < n; i++) {
-          let k = 0, sum = weight[0] / total;
+          let k = 0,
+            sum = weight[0] / total;
           while (sum < u[i] && k < K - 1) sum += weight[++k] / total;
           for (let a = 0; a < d; a++) {
             let value = means[k][a];
@@ -1027,7 +1160,8 @@ function createEngine(options = {}) {
       dim,
       exact: false,
       draw(n, seed) {
-        const order = Uint32Array.from({ length: count }, (_, i) => i), out = new Float64Array(n * dim);
+        const order = Uint32Array.from({ length: count }, (_, i) => i),
+          out = new Float64Array(n * dim);
         const u = uniforms(seed, Math.max(n, 1), 1, LAW_STREAM);
         for (let i = 0; i < n; i++) {
           const at = i % count; // without repetition as far as the points go
@@ -1045,24 +1179,41 @@ function createEngine(options = {}) {
     if (!isObject(spec)) fail(`law is ${JSON.stringify(spec)}`, "give one of ddpmlab.explorer.export.law");
     const known = { two_moons: twoMoons, helix, sin_5_5: sin55, gaussian_mixture: mixture };
     if (!(spec.name in known) && !spec.points) {
-      fail(`law ${JSON.stringify(spec.name)} is not known here and has no points`, `add points, or choose one of: ${Object.keys(known).join(", ")}`);
+      fail(
+        `law ${JSON.stringify(spec.name)} is not known here and has no points`,
+        `add points, or choose one of: ${Object.keys(known).join(", ")}`,
+      );
     }
-    const own = spec.points && !(spec.name in known) ? cloud(spec) : known[spec.name](spec), { dim } = own;
-    if (spec.dim !== undefined && spec.dim !== dim) fail(`law ${spec.name} has dim = ${spec.dim}`, `its points have ${dim}`);
-    const mean = spec.mean ?? Array(dim).fill(0), scale = spec.scale ?? Array(dim).fill(1);
+    const own = spec.points && !(spec.name in known) ? cloud(spec) : known[spec.name](spec),
+      { dim } = own;
+    if (spec.dim !== undefined && spec.dim !== dim)
+      fail(`law ${spec.name} has dim = ${spec.dim}`, `its points have ${dim}`);
+    const mean = spec.mean ?? Array(dim).fill(0),
+      scale = spec.scale ?? Array(dim).fill(1);
     if (mean.length !== dim || scale.length !== dim || !scale.every((s) => s > 0 && s < Infinity)) {
-      fail(`law ${spec.name}: mean ${JSON.stringify(mean)}, scale ${JSON.stringify(scale)}`, `give ${dim} of each, scales positive`);
+      fail(
+        `law ${spec.name}: mean ${JSON.stringify(mean)}, scale ${JSON.stringify(scale)}`,
+        `give ${dim} of each, scales positive`,
+      );
     }
     finite(mean, `law ${spec.name}: mean`, "give finite numbers");
     const jacobian = scale.reduce((sum, s) => sum + Math.log(s), 0);
     function marginal(x, n, alpha, sigma) {
       if (!own.marginal) {
-        fail(`the exact denoiser of ${spec.name} is not computed in the page`, "compare with a network, or use two_moons, helix or a Gaussian mixture");
+        fail(
+          `the exact denoiser of ${spec.name} is not computed in the page`,
+          "compare with a network, or use two_moons, helix or a Gaussian mixture",
+        );
       }
       checkPoints(x, n, dim);
       const inner = new Float64Array(n * dim);
       for (let i = 0; i < n * dim; i++) inner[i] = scale[i % dim] * x[i] + alpha * mean[i % dim];
-      const result = own.marginal(inner, n, alpha, scale.map((s) => s * sigma));
+      const result = own.marginal(
+        inner,
+        n,
+        alpha,
+        scale.map((s) => s * sigma),
+      );
       for (let i = 0; i < n * dim; i++) result.mean[i] = (result.mean[i] - mean[i % dim]) / scale[i % dim];
       for (let i = 0; i < n; i++) result.logProb[i] += jacobian;
       return result;
@@ -1094,7 +1245,9 @@ function createEngine(options = {}) {
   }
 
   function networkDenoiser(spec, forward) {
-    const title = spec.title ?? "network", net = network(spec.network, title), { dim } = net;
+    const title = spec.title ?? "network",
+      net = network(spec.network, title),
+      { dim } = net;
     const kind = oneOf(spec.parameterisation, PARAMETERISATIONS, `parameterisation of ${JSON.stringify(title)}`);
     if (kind === "epsilon" && forward.scales(forward.tMax)[0] === 0) {
       fail(`${JSON.stringify(title)} predicts noise and its schedule ends at an SNR of 0`, "choose x0, v, edm or flow");
@@ -1103,12 +1256,18 @@ function createEngine(options = {}) {
       dim,
       parameters: net.parameters,
       denoise(x, n, t) {
-        const [alpha, sigma] = checkDenoise(x, n, dim, t, forward).map(f32), scale = Math.sqrt(alpha ** 2 + sigma ** 2);
-        const c = kind === "edm" ? f32(0.25 * f32(Math.log(clamp(f32(sigma / alpha), f32(1e-5), f32(1e5))))) : f32(t / forward.tMax);
+        const [alpha, sigma] = checkDenoise(x, n, dim, t, forward).map(f32),
+          scale = Math.sqrt(alpha ** 2 + sigma ** 2);
+        const c =
+          kind === "edm"
+            ? f32(0.25 * f32(Math.log(clamp(f32(sigma / alpha), f32(1e-5), f32(1e5)))))
+            : f32(t / forward.tMax);
         const scaled = new Float32Array(n * dim);
         for (let i = 0; i < scaled.length; i++) scaled[i] = x[i] / scale;
-        const out = net.run(scaled, n, c), s2 = scale * scale;
-        let a = 0, b = 1; // D = a x + b F
+        const out = net.run(scaled, n, c),
+          s2 = scale * scale;
+        let a = 0,
+          b = 1; // D = a x + b F
         if (kind === "epsilon") [a, b] = [1 / alpha, -sigma / alpha];
         else if (kind === "v") [a, b] = [alpha / s2, -sigma / s2];
         else if (kind === "flow") [a, b] = [1 / (alpha + sigma), -sigma / (alpha + sigma)];
@@ -1123,7 +1282,10 @@ function createEngine(options = {}) {
   function exactDenoiser(spec, forward) {
     const own = law(spec.law);
     if (!own.exact) {
-      fail(`${own.name} has no exact denoiser in the page`, "compare with a network, or use two_moons, helix or a Gaussian mixture");
+      fail(
+        `${own.name} has no exact denoiser in the page`,
+        "compare with a network, or use two_moons, helix or a Gaussian mixture",
+      );
     }
     return {
       dim: own.dim,
@@ -1138,7 +1300,12 @@ function createEngine(options = {}) {
   function empiricalDenoiser(spec, forward) {
     const { shape, values } = tensor(spec.points, "points");
     if (shape.length !== 2 || shape[0] < 1) fail(`points of shape ${shape.join(" x ")}`, "give n x dim, n at least 1");
-    const rule = { centres: values, logWeights: new Float64Array(shape[0]).fill(-Math.log(shape[0])), noise: 0, key: 1 };
+    const rule = {
+      centres: values,
+      logWeights: new Float64Array(shape[0]).fill(-Math.log(shape[0])),
+      noise: 0,
+      key: 1,
+    };
     const marginal = sharedNodes(shape[1], () => rule);
     return {
       dim: shape[1],
@@ -1153,7 +1320,8 @@ function createEngine(options = {}) {
   /** E[x0 | x_t] of a network, of a law or of a set of points, with its schedule. */
   function denoiser(spec) {
     if (!isObject(spec)) fail(`denoiser is ${JSON.stringify(spec)}`, "give one of ddpmlab.explorer.export.denoiser");
-    if (spec.type === "remote") fail("a remote denoiser is evaluated by the kernel", "open the notebook, or choose another");
+    if (spec.type === "remote")
+      fail("a remote denoiser is evaluated by the kernel", "open the notebook, or choose another");
     const types = { network: networkDenoiser, exact: exactDenoiser, empirical: empiricalDenoiser };
     oneOf(spec.type, Object.keys(types), "type of denoiser");
     const forward = schedule(spec.schedule);
@@ -1165,7 +1333,8 @@ function createEngine(options = {}) {
   const halfLogSNR = (alpha, sigma) => (sigma === 0 ? Infinity : alpha > 0 ? Math.log(alpha / sigma) : -Infinity);
 
   function combine(...terms) {
-    const used = terms.filter(([factor]) => factor !== 0), out = new Float32Array(terms[0][1].length);
+    const used = terms.filter(([factor]) => factor !== 0),
+      out = new Float32Array(terms[0][1].length);
     for (let i = 0; i < out.length; i++) {
       let sum = 0;
       for (let k = 0; k < used.length; k++) sum += used[k][0] * used[k][1][i];
@@ -1177,49 +1346,81 @@ function createEngine(options = {}) {
   /** One step of each solver; `run` carries the denoiser, fresh noise and what multistep solvers remember. */
   const STEPS = {
     ddpm(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), ratio = at / as;
-      const forward = Math.max(st ** 2 - ratio ** 2 * ss ** 2, 0), data = run.denoise(x, t);
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        ratio = at / as;
+      const forward = Math.max(st ** 2 - ratio ** 2 * ss ** 2, 0),
+        data = run.denoise(x, t);
       const mean = combine([(ratio * ss ** 2) / st ** 2, x], [(as * forward) / st ** 2, data]);
       if (s === 0) return mean;
       const variance = run.sampler.variance === "beta" ? forward : (ss ** 2 * forward) / st ** 2;
       return combine([1, mean], [Math.sqrt(variance), run.noise()]);
     },
     ddim(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), data = run.denoise(x, t);
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        data = run.denoise(x, t);
       const forward = Math.max(st ** 2 - (at / as) ** 2 * ss ** 2, 0);
       const fresh = ((run.sampler.eta ?? 0) * ss * Math.sqrt(forward)) / st;
       const kept = Math.sqrt(Math.max(ss ** 2 - fresh ** 2, 0)) / st;
-      const next = [[as - kept * at, data], [kept, x]];
+      const next = [
+        [as - kept * at, data],
+        [kept, x],
+      ];
       return fresh > 0 ? combine(...next, [fresh, run.noise()]) : combine(...next);
     },
     euler(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), data = run.denoise(x, t);
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        data = run.denoise(x, t);
       return combine([as - (ss / st) * at, data], [ss / st, x]);
     },
     heun(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), data = run.denoise(x, t);
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        data = run.denoise(x, t);
       const guess = combine([as - (ss / st) * at, data], [ss / st, x]);
       if (s === 0 || at === 0) return guess;
-      const next = run.denoise(guess, s), h = (as * (ss / as - st / at)) / 2;
+      const next = run.denoise(guess, s),
+        h = (as * (ss / as - st / at)) / 2;
       return combine([as / at + h / st, x], [(-h * at) / st, data], [h / ss, guess], [(-h * as) / ss, next]);
     },
     dpmpp_2m(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), now = halfLogSNR(at, st), then = halfLogSNR(as, ss);
-      const data = run.denoise(x, t), h = then - now, gain = -as * Math.expm1(-h), before = run.history;
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        now = halfLogSNR(at, st),
+        then = halfLogSNR(as, ss);
+      const data = run.denoise(x, t),
+        h = then - now,
+        gain = -as * Math.expm1(-h),
+        before = run.history;
       run.history = [now, data];
       if (!before || !Number.isFinite(h)) return combine([ss / st, x], [gain, data]);
       const half = h / (now - before[0]) / 2;
       return combine([ss / st, x], [gain * (1 + half), data], [-gain * half, before[1]]);
     },
     unipc(run, x, t, s) {
-      const [at, st] = run.scales(t), [as, ss] = run.scales(s), now = halfLogSNR(at, st), then = halfLogSNR(as, ss);
+      const [at, st] = run.scales(t),
+        [as, ss] = run.scales(s),
+        now = halfLogSNR(at, st),
+        then = halfLogSNR(as, ss);
       const data = run.denoise(x, t);
       if (run.memory) x = correct(run.memory, data, at, st, now);
-      const h = then - now, gain = -as * Math.expm1(-h), before = run.history;
-      let next = [[ss / st, x], [gain, data]], order = 1;
+      const h = then - now,
+        gain = -as * Math.expm1(-h),
+        before = run.history;
+      let next = [
+          [ss / st, x],
+          [gain, data],
+        ],
+        order = 1;
       if (before && Number.isFinite(h) && Number.isFinite(before[0])) {
         const slope = (0.5 * gain * h) / (before[0] - now);
-        next = [[ss / st, x], [gain - slope, data], [slope, before[1]]];
+        next = [
+          [ss / st, x],
+          [gain - slope, data],
+          [slope, before[1]],
+        ];
         order = 2;
       }
       run.memory = { x, sigma: st, start: now, first: data, order, before };
@@ -1229,26 +1430,39 @@ function createEngine(options = {}) {
   };
 
   function correct({ x, sigma: st, start, first, order, before }, data, alpha, sigma, now) {
-    const h = now - start, e = Math.expm1(-h);
+    const h = now - start,
+      e = Math.expm1(-h);
     if (order === 2 && Number.isFinite(h)) {
-      const r = (before[0] - start) / h, phi2 = e / -h - 1, phi3 = phi2 / -h - 0.5;
-      const b = [phi2 / e, (2 * phi3) / e], rho = (b[1] - b[0]) / (r - 1), own = b[0] - rho;
-      return combine([sigma / st, x], [-alpha * e * (1 - rho / r - own), first], [(-alpha * e * rho) / r, before[1]], [-alpha * e * own, data]);
+      const r = (before[0] - start) / h,
+        phi2 = e / -h - 1,
+        phi3 = phi2 / -h - 0.5;
+      const b = [phi2 / e, (2 * phi3) / e],
+        rho = (b[1] - b[0]) / (r - 1),
+        own = b[0] - rho;
+      return combine(
+        [sigma / st, x],
+        [-alpha * e * (1 - rho / r - own), first],
+        [(-alpha * e * rho) / r, before[1]],
+        [-alpha * e * own, data],
+      );
     }
     return combine([sigma / st, x], [-0.5 * alpha * e, first], [-0.5 * alpha * e, data]);
   }
 
   function checkSampler(sampler) {
-    if (!isObject(sampler)) fail(`sampler is ${JSON.stringify(sampler)}`, "give one of ddpmlab.explorer.export.sampler");
+    if (!isObject(sampler))
+      fail(`sampler is ${JSON.stringify(sampler)}`, "give one of ddpmlab.explorer.export.sampler");
     oneOf(sampler.name, SAMPLERS, "sampler");
     if (sampler.variance !== undefined) oneOf(sampler.variance, VARIANCES, "variance");
-    if (sampler.eta !== undefined && !(sampler.eta >= 0 && sampler.eta <= 1)) fail(`eta = ${sampler.eta}`, "need 0 <= eta <= 1");
+    if (sampler.eta !== undefined && !(sampler.eta >= 0 && sampler.eta <= 1))
+      fail(`eta = ${sampler.eta}`, "need 0 <= eta <= 1");
   }
 
   /** Evaluations that a sampler spends on a denoiser. */
   function evaluations(d, sampler) {
     const forward = (d.denoise ? d : denoiser(d)).schedule;
-    const times = forward.times(sampler.n_steps ?? undefined, sampler.spacing ?? undefined), steps = times.length - 1;
+    const times = forward.times(sampler.n_steps ?? undefined, sampler.spacing ?? undefined),
+      steps = times.length - 1;
     if (sampler.name !== "heun") return steps;
     return 2 * steps - 1 - (steps > 1 && forward.scales(times[0])[0] === 0 ? 1 : 0);
   }
@@ -1259,15 +1473,19 @@ function createEngine(options = {}) {
    * noises: the noise of each step that asks for some, in order, in place of the seed's.
    */
   function* sample(d, sampler, { x, n, seed = 0, noises } = {}) {
-    const own = d.denoise ? d : denoiser(d), { dim, schedule: forward } = own;
+    const own = d.denoise ? d : denoiser(d),
+      { dim, schedule: forward } = own;
     checkSampler(sampler);
     checkSeed(seed);
     const times = forward.times(sampler.n_steps ?? undefined, sampler.spacing ?? undefined);
     if (x) n = n ?? x.length / dim;
-    if (!Number.isInteger(n) || n < 1) fail(`n = ${n}`, "give how many points to draw, at least 1, or x, the states to start from");
+    if (!Number.isInteger(n) || n < 1)
+      fail(`n = ${n}`, "give how many points to draw, at least 1, or x, the states to start from");
     if (x) x = Float32Array.from(checkPoints(x, n, dim));
     else x = noise(seed, n, dim).map((value) => value * Math.hypot(...forward.scales(times[0])));
-    let nfe = 0, drawn = 0, k = 0;
+    let nfe = 0,
+      drawn = 0,
+      k = 0;
     const run = {
       sampler,
       scales: forward.scales,
@@ -1300,7 +1518,9 @@ function createEngine(options = {}) {
   // ----------------------------------------------------------------------------------------------------------- scores
 
   function distanceSum(x, n, y, m, dim) {
-    const plan = layout(), padded = pad4(m), at = { x: plan.floats(n * dim), y: plan.floats(padded * dim) };
+    const plan = layout(),
+      padded = pad4(m),
+      at = { x: plan.floats(n * dim), y: plan.floats(padded * dim) };
     const { kernel, F } = plan.open();
     F.set(x.subarray(0, n * dim), at.x >> 2);
     for (let d = 0; d < dim; d++) for (let j = 0; j < m; j++) F[(at.y >> 2) + d * padded + j] = y[j * dim + d];
@@ -1318,14 +1538,18 @@ function createEngine(options = {}) {
 
   /** Energy distance of a perfect sampler (mean and sd over repeats) and of pure noise, at n points each. */
   function floorAndCeiling(spec, n, repeats = 8, seed = 0) {
-    const own = spec.sample ? spec : law(spec), values = [], ceilings = [];
+    const own = spec.sample ? spec : law(spec),
+      values = [],
+      ceilings = [];
     for (let r = 0; r < repeats; r++) {
-      const real = own.sample(n, seed + 2 * r), other = own.sample(n, seed + 2 * r + 1);
+      const real = own.sample(n, seed + 2 * r),
+        other = own.sample(n, seed + 2 * r + 1);
       values.push(energyDistance(real, n, other, n, own.dim));
       ceilings.push(energyDistance(noise(seed + r, n, own.dim), n, real, n, own.dim));
     }
     const mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
-    const floor = mean(values), sd = Math.sqrt(values.reduce((a, v) => a + (v - floor) ** 2, 0) / Math.max(1, repeats - 1));
+    const floor = mean(values),
+      sd = Math.sqrt(values.reduce((a, v) => a + (v - floor) ** 2, 0) / Math.max(1, repeats - 1));
     return { floor, sd, ceiling: mean(ceilings), n, repeats };
   }
 
@@ -1342,17 +1566,25 @@ function createEngine(options = {}) {
       fail(`components = ${components}`, "need a whole number of at least 1");
     }
     if (n < dim + 1) fail(`${n} points`, `draw at least ${dim + 1}`);
-    const step = Math.max(1, Math.ceil(n / MOST_FITTED)), rows = Math.ceil(n / step), x = new Float64Array(rows * dim);
+    const step = Math.max(1, Math.ceil(n / MOST_FITTED)),
+      rows = Math.ceil(n / step),
+      x = new Float64Array(rows * dim);
     const centre = new Float64Array(dim);
-    for (let i = 0; i < rows; i++) for (let d = 0; d < dim; d++) centre[d] += (x[i * dim + d] = points[i * step * dim + d]) / rows;
+    for (let i = 0; i < rows; i++)
+      for (let d = 0; d < dim; d++) centre[d] += (x[i * dim + d] = points[i * step * dim + d]) / rows;
     let size = 0;
     for (let i = 0; i < rows * dim; i++) size += (x[i] -= centre[i % dim]) ** 2 / rows / dim;
-    const least = Math.max(1e-4 * size, 1e-12), corner = (dim * (dim + 1)) / 2, stride = 1 + dim + corner;
+    const least = Math.max(1e-4 * size, 1e-12),
+      corner = (dim * (dim + 1)) / 2,
+      stride = 1 + dim + corner;
 
     // per component, in rows of `stride`: log weight and normalisation, mean, lower triangle of the inverse covariance
     function once(K) {
-      const u = uniforms(seed, K + 1, 1, LAW_STREAM + 2), nearest = new Float64Array(rows).fill(Infinity);
-      const means = [], weights = Array(K).fill(1 / K), own = Math.max(least, size / K ** (2 / dim));
+      const u = uniforms(seed, K + 1, 1, LAW_STREAM + 2),
+        nearest = new Float64Array(rows).fill(Infinity);
+      const means = [],
+        weights = Array(K).fill(1 / K),
+        own = Math.max(least, size / K ** (2 / dim));
       let next = Math.min(rows - 1, Math.floor(u[0] * rows));
       for (let k = 0; k < K; k++) {
         means.push(Array.from(x.subarray(next * dim, (next + 1) * dim)));
@@ -1367,7 +1599,9 @@ function createEngine(options = {}) {
         for (next = 0; next < rows - 1 && left > nearest[next]; next++) left -= nearest[next];
       }
       const matrices = means.map(() => Float64Array.from({ length: dim * dim }, (_, i) => (i % (dim + 1) ? 0 : own)));
-      const parts = new Float64Array(K * stride), sums = new Float64Array(K * stride), share = new Float64Array(K);
+      const parts = new Float64Array(K * stride),
+        sums = new Float64Array(K * stride),
+        share = new Float64Array(K);
       let logLikelihood = -Infinity;
       for (let round = 0; round < iterations; round++) {
         for (let k = 0; k < K; k++) {
@@ -1375,16 +1609,19 @@ function createEngine(options = {}) {
           let at = k * stride;
           parts[at++] = Math.log(weights[k]) - 0.5 * (logDet + dim * LOG_2PI);
           for (let a = 0; a < dim; a++) parts[at++] = means[k][a];
-          for (let a = 0; a < dim; a++) for (let b = 0; b <= a; b++) parts[at++] = (a === b ? 0.5 : 1) * inverse[a * dim + b];
+          for (let a = 0; a < dim; a++)
+            for (let b = 0; b <= a; b++) parts[at++] = (a === b ? 0.5 : 1) * inverse[a * dim + b];
         }
         let total = 0;
         sums.fill(0);
         for (let i = 0; i < rows; i++) {
           const row = i * dim;
-          let top = -Infinity, mass = 0;
+          let top = -Infinity,
+            mass = 0;
           for (let k = 0; k < K; k++) {
             const mean = k * stride + 1;
-            let l = parts[mean - 1], at = mean + dim;
+            let l = parts[mean - 1],
+              at = mean + dim;
             for (let a = 0; a < dim; a++) {
               const gap = x[row + a] - parts[mean + a];
               for (let b = 0; b <= a; b++) l -= gap * (x[row + b] - parts[mean + b]) * parts[at++];
@@ -1424,10 +1661,17 @@ function createEngine(options = {}) {
       }
       const each = dim + (covariance === "full" ? corner : dim);
       const bic = (K * each + K - 1) * Math.log(rows) - 2 * logLikelihood;
-      return { means: means.map((mean) => mean.map((value, d) => value + centre[d])), weights, matrices, logLikelihood, bic };
+      return {
+        means: means.map((mean) => mean.map((value, d) => value + centre[d])),
+        weights,
+        matrices,
+        logLikelihood,
+        bic,
+      };
     }
 
-    let best = null, worse = 0;
+    let best = null,
+      worse = 0;
     const tried = components ? [components] : [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40];
     for (const K of tried) {
       if (K > rows / 2 && K > 1 && !components) break;
@@ -1435,7 +1679,8 @@ function createEngine(options = {}) {
       if (fit && (!best || fit.bic < best.bic)) [best, worse] = [fit, 0];
       else if (++worse === 3) break;
     }
-    if (!best) fail(`${components} components for ${n} points: one is left without points`, "ask for fewer, or omit components");
+    if (!best)
+      fail(`${components} components for ${n} points: one is left without points`, "ask for fewer, or omit components");
     const spec = {
       name: "gaussian_mixture",
       dim,
@@ -1445,8 +1690,12 @@ function createEngine(options = {}) {
       bic: best.bic,
       log_likelihood: best.logLikelihood,
     };
-    if (covariance === "diagonal") spec.scales = best.matrices.map((m) => Array.from({ length: dim }, (_, i) => Math.sqrt(m[i * dim + i])));
-    else spec.covariances = best.matrices.map((m) => Array.from({ length: dim }, (_, i) => Array.from(m.subarray(i * dim, (i + 1) * dim))));
+    if (covariance === "diagonal")
+      spec.scales = best.matrices.map((m) => Array.from({ length: dim }, (_, i) => Math.sqrt(m[i * dim + i])));
+    else
+      spec.covariances = best.matrices.map((m) =>
+        Array.from({ length: dim }, (_, i) => Array.from(m.subarray(i * dim, (i + 1) * dim))),
+      );
     return spec;
   }
 
@@ -1454,7 +1703,8 @@ function createEngine(options = {}) {
 
   /** A server of `createClient`, in a worker or on the spot: messages in, answers to `post`; `pause` lets others speak. */
   function serve(post, pause) {
-    const known = new Map(), running = new Set();
+    const known = new Map(),
+      running = new Set();
     function lookUp(id, spec) {
       if (!known.has(id)) {
         if (known.size >= 24) known.delete(known.keys().next().value);
@@ -1477,12 +1727,16 @@ function createEngine(options = {}) {
     async function run({ id, denoiser: spec, denoiserId, sampler, n, seed, x, noises }) {
       running.add(id);
       const start = performance.now();
-      let busy = 0, nfe = 0, last = start;
+      let busy = 0,
+        nfe = 0,
+        last = start;
       try {
-        const own = lookUp(denoiserId, spec), states = sample(own, sampler, { n, seed, x, noises });
+        const own = lookUp(denoiserId, spec),
+          states = sample(own, sampler, { n, seed, x, noises });
         const nSteps = own.schedule.times(sampler.n_steps ?? undefined, sampler.spacing ?? undefined).length - 1;
         for (;;) {
-          const begun = performance.now(), { value, done } = states.next();
+          const begun = performance.now(),
+            { value, done } = states.next();
           busy += performance.now() - begun;
           if (done) break;
           nfe = value.nfe;
@@ -1533,14 +1787,16 @@ function createEngine(options = {}) {
 
 // What a worker does; its source is this function's text behind that of `createEngine`.
 function explorerWorker(createEngine, options) {
-  const channel = new MessageChannel(), waiting = [];
+  const channel = new MessageChannel(),
+    waiting = [];
   channel.port1.onmessage = () => waiting.shift()();
   const pause = () =>
     new Promise((resolve) => {
       waiting.push(resolve);
       channel.port2.postMessage(0);
     });
-  const engine = createEngine(options), receive = engine.serve((message) => self.postMessage(message), pause);
+  const engine = createEngine(options),
+    receive = engine.serve((message) => self.postMessage(message), pause);
   self.onmessage = (event) => receive(event.data);
   self.postMessage({ ready: engine.kernel });
 }
@@ -1555,8 +1811,13 @@ function explorerWorker(createEngine, options) {
  * floorAndCeiling(spec, n, repeats, seed).
  */
 function createClient(createEngine, { workers = 2, kernel } = {}) {
-  const engine = createEngine({ kernel }), waiting = new Map(), runs = new Map(), ids = new WeakMap();
-  let counter = 0, denoisers = 0, closed = false;
+  const engine = createEngine({ kernel }),
+    waiting = new Map(),
+    runs = new Map(),
+    ids = new WeakMap();
+  let counter = 0,
+    denoisers = 0,
+    closed = false;
 
   function deliver(message) {
     const job = waiting.get(message.id);
@@ -1612,7 +1873,8 @@ function createClient(createEngine, { workers = 2, kernel } = {}) {
           return;
         }
         for (const [id, job] of waiting) {
-          if (job.server === server) deliver({ id, error: `the worker failed (${event.message}); try again, or reload the page` });
+          if (job.server === server)
+            deliver({ id, error: `the worker failed (${event.message}); try again, or reload the page` });
         }
       };
       server.timer = setTimeout(fallBack, 4000); // a policy may block the worker without a word
@@ -1622,7 +1884,8 @@ function createClient(createEngine, { workers = 2, kernel } = {}) {
     return server;
   }
 
-  const servers = Array.from({ length: Math.max(1, workers) }, start), places = new Map();
+  const servers = Array.from({ length: Math.max(1, workers) }, start),
+    places = new Map();
   const send = (server, message, job) => {
     if (closed) throw new Error("this client is closed; create another");
     server.load++;
@@ -1636,7 +1899,8 @@ function createClient(createEngine, { workers = 2, kernel } = {}) {
   };
 
   function cancel(key) {
-    const id = runs.get(key), job = waiting.get(id);
+    const id = runs.get(key),
+      job = waiting.get(id);
     runs.delete(key);
     if (!job) return;
     waiting.delete(id);
@@ -1658,7 +1922,11 @@ function createClient(createEngine, { workers = 2, kernel } = {}) {
     return new Promise((resolve, reject) => {
       const server = servers.reduce((a, b) => (b.load < a.load ? b : a));
       if (method === "denoise") args = [...args.slice(0, 4), idOf(args[0])];
-      send(server, { type: "call", id: ++counter, method, args }, { onDone: resolve, onError: (error) => reject(new Error(error)) });
+      send(
+        server,
+        { type: "call", id: ++counter, method, args },
+        { onDone: resolve, onError: (error) => reject(new Error(error)) },
+      );
     });
   }
 

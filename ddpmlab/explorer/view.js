@@ -441,9 +441,9 @@ const explorerView = (() => {
           const [name, spec] = networksOf(state.law)[0] || [];
           if (spec && spec.schedule) [schedule, reference] = [spec.schedule, `own:${name}`];
         }
-        if (!schedule) [reference, schedule] = Object.entries(catalogue.schedules)[0] || [];
+        if (!schedule) [reference, schedule] = usualSchedule() || [];
         if (!schedule) throw new Error("there is no schedule for the exact denoiser in this page's state");
-        const remote = law.exact === "remote" || schedule.remote === true;
+        const remote = state.law !== OWN && (law.exact === "remote" || schedule.remote === true);
         const spec = remember(`exact ${side}`, [law, schedule], () => ({ type: "exact", title: "Exact", law, schedule }));
         return { key, spec, schedule, law, remote, reference, title: "Exact denoiser" };
       }
@@ -463,6 +463,17 @@ const explorerView = (() => {
         );
       const schedule = catalogue.schedules[wanted];
       return { ...base, schedule, spec: remember(`${key} ${wanted}`, [spec, schedule], () => ({ ...spec, schedule })) };
+    }
+
+    /** For an exact denoiser of a law without networks: a schedule that ends at noise, a continuous one if there is one. */
+    function usualSchedule() {
+      const known = Object.entries(catalogue.schedules);
+      const ends = known.filter(([, spec]) => {
+        const map = scheduleOf(spec);
+        const [alpha, sigma] = map.scales(map.tMax);
+        return alpha ** 2 < 1e-3 * (alpha ** 2 + sigma ** 2);
+      });
+      return ends.find(([, spec]) => spec.kind !== "discrete") || ends[0] || known[0];
     }
 
     const schedules = new Map();
@@ -2042,9 +2053,10 @@ const explorerView = (() => {
         stage.value = key;
         stage.disabled = stages.length < 2;
         const free = key === "exact" || (spec && spec.parameterisation === "edm" && spec.type !== "remote");
+        const beside = catalogue.denoisers[state[`${side === "a" ? "b" : "a"}_model`]];
         const ownName = spec && spec.schedule ? spec.schedule.title || spec.schedule.name || spec.schedule.kind : "";
         schedule.fill([
-          ["own", key === "exact" ? "as the other side" : `as trained${ownName ? ` (${ownName})` : ""}`],
+          ["own", key === "exact" ? (beside && beside.schedule ? "as the other side" : "default") : `as trained${ownName ? ` (${ownName})` : ""}`],
           ...Object.entries(catalogue.schedules).map(([name, item]) => [name, titleOf(item, name)]),
         ]);
         schedule.disabled = !free;
@@ -2239,6 +2251,7 @@ const explorerView = (() => {
       state,
       runs,
       target,
+      draw,
     };
     root.explorer = api; // for tests and for the curious
     return () => {

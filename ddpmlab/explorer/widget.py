@@ -201,7 +201,9 @@ class Explorer(anywidget.AnyWidget):
             if kind == "trajectory":
                 times = content["times"]
                 flat = torch.frombuffer(bytearray(buffers[0]), dtype=torch.float32)
-                shape = _shape(self._law) if self._law is not None else (content["dim"],)
+                shape = _shape(self._law) if self._law is not None else ()
+                if math.prod(shape) != content["dim"]:  # a law that was drawn on the page
+                    shape = (content["dim"],)
                 self._keep(content["side"], times, flat.reshape(len(times), content["n"], *shape))
             elif kind == "denoise":
                 denoiser = self._denoiser(content["denoiser"], content["reference"])

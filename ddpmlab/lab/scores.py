@@ -92,6 +92,13 @@ def _path_kl(config, denoiser, store) -> float:
     return truth(config.dataset, config.schedule, store).path_kl(denoiser).value
 
 
+def _chain_kl(config, denoiser, store) -> float:
+    """Of all T steps of a discrete schedule, whichever of them the config's sampler takes."""
+    from ddpmlab.lab.stages import truth
+
+    return truth(config.dataset, config.schedule, store, chain=True).chain_kl(denoiser).total.value
+
+
 def _nll_gap(split: str):
     def nll_gap(config, denoiser, store) -> float:
         points = calibration.draw(getattr(config.data.split(), split), 500, torch.Generator().manual_seed(0))
@@ -167,6 +174,7 @@ for _name, _score in {
     "thickness": Score(_thickness, 2, of="samples", dataset="two_moons"),
     "two-moons-report": Score(_two_moons_report, 5_000, of="samples", dataset="two_moons"),
     "kl": Score(_path_kl, of="denoiser"),
+    "chain_kl": Score(_chain_kl, of="denoiser"),
     "nll_gap": Score(_nll_gap("test"), of="denoiser"),
     "nll_gap_train": Score(_nll_gap("train"), of="denoiser"),
 }.items():

@@ -316,15 +316,27 @@ def reference(dataset: str | Part, metric: str, store: Store | None = None) -> c
     return references(dataset, metric, store)[metric]
 
 
-def truth(dataset: str | Part, schedule: str | Part, store: Store | None = None) -> likelihood.Truth:
-    """Noisy points of a law under a schedule and their exact posterior means, for every model to be held to."""
+def _truth_key(dataset: Part, schedule: Part, chain: bool = False) -> str:
+    described = ["truth", _dataset(dataset), _schedule(schedule), code_hash(likelihood.Truth), versions(*_SCORING)]
+    return _hash([*described, *(["chain"] if chain else [])])
+
+
+def truth(
+    dataset: str | Part, schedule: str | Part, store: Store | None = None, chain: bool = False
+) -> likelihood.Truth:
+    """Noisy points of a law under a schedule and their exact posterior means, for every model to be held to.
+
+    With `chain` at each of the schedule's T steps, for `Truth.chain_kl`.
+    """
     dataset, schedule = ({"name": p} if isinstance(p, str) else dict(p) for p in (dataset, schedule))
     store = store or stores.default()
-    key = _hash(["truth", _dataset(dataset), _schedule(schedule), code_hash(likelihood.Truth), versions(*_SCORING)])
+    key = _truth_key(dataset, schedule, chain)
     entry = store.get("truth", key)
     if entry is None:
-        found = likelihood.Truth.of(standardised(dataset), schedules.SCHEDULES.build(schedule))
-        entry = store.put("truth", key, {"made": ["truth", dataset, schedule]}, asdict(found))
+        built = schedules.SCHEDULES.build(schedule)
+        found = likelihood.Truth.of(standardised(dataset), built, times=built.times() if chain else None)
+        made = ["truth", dataset, schedule, *([True] if chain else [])]
+        entry = store.put("truth", key, {"made": made}, asdict(found))
     return likelihood.Truth(**entry.tensors)
 
 
@@ -367,8 +379,7 @@ def key_of(made: list) -> str | None:
         if made[0] == "reference":
             return reference_key(made[1], made[2])
         if made[0] == "truth":
-            described = [made[0], _dataset(made[1]), _schedule(made[2]), code_hash(likelihood.Truth)]
-            return _hash([*described, versions(*_SCORING)])
+            return _truth_key(*made[1:])
         if made[0] == "table":
             from importlib import import_module
 

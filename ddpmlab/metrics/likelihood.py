@@ -136,7 +136,7 @@ class Truth:
         schedule: Schedule,
         n_levels: int = 24,
         n: int = 1_000,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
         times: Tensor | None = None,
     ) -> "Truth":
         """Draw `n` points of `law` with fresh noise at each of `n_levels` levels, or at each of `times`.
@@ -146,7 +146,7 @@ class Truth:
         Raises:
             ValueError: fewer than 2 points or levels, or a time off the schedule.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         if n < 2:
             raise ValueError(f"n = {n}; an interval needs at least 2 points")
         return cls.at(law.sample(n, generator), ExactDenoiser(law, schedule), n_levels, generator, times)
@@ -180,10 +180,10 @@ class Truth:
     def squared_errors(self, denoiser: Denoising) -> Tensor:
         r""":math:`|D - D^\ast|^2` of each point at each level, `(L, n)`."""
         weight = next(denoiser.parameters(), None)
-        dtype = torch.float64 if weight is None else weight.dtype
+        dtype, device = (torch.float64, "cpu") if weight is None else (weight.dtype, weight.device)
         with torch.no_grad():
             estimates = torch.stack(
-                [denoiser(x.to(dtype), t).double() for x, t in zip(self.x_t, self.times, strict=True)]
+                [denoiser(x.to(device, dtype), t).cpu().double() for x, t in zip(self.x_t, self.times, strict=True)]
             )
         return (estimates - self.exact).square().flatten(2).sum(2)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ddpmlab import samplers
 from ddpmlab.lab import Experiment, Run, Training, limit, over_seeds, recipes
 from ddpmlab.studies import EXACT, PERFECT, register
 
@@ -67,9 +68,17 @@ def ablations(n_steps: int, **changes) -> dict[str, Experiment]:
     return found | {"a plain MLP of like size": replace(found[RECIPE], network=PLAIN)}
 
 
-def scores_of_the_recipe(metrics: list[str]) -> tuple[str, ...]:
+def of_the_recipe(metrics: list[str]) -> tuple[str, ...]:
     """The book's scores; the report's own columns are the ladder's affair."""
     return tuple(dict.fromkeys(["thickness", *(m for m in metrics if m != "two-moons-report")]))
+
+
+def distance(metrics: list[str]) -> str:
+    """The distance that curves over evaluations are drawn in."""
+    return next(metric for metric in ("sliced_wasserstein", "emd_128") if metric in metrics)
+
+
+SOLVERS = ("ddpm", "euler", "heun", "dpmpp_2m", "unipc")
 
 
 @register
@@ -90,23 +99,23 @@ def two_moons(
     rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics)
     runs = [Run(name, config, None, {"part": "ladder"}) for name, config in rungs.items()]
     runs.append(Run(PERFECT, limit(rungs["baseline"], "law"), None, {"part": PERFECT}))
-    scores, longest = scores_of_the_recipe(metrics), max(budgets)
+    scores, longest = of_the_recipe(metrics), max(budgets)
     for n in budgets:
         config = recipes.two_moons(n, n_samples=n_samples, metrics=scores)
         runs.append(Run(f"recipe, {n} steps", config, None, {"part": "recipe", "steps": n}))
-    many = recipes.two_moons(longest, n_samples=n_many, metrics=("thickness",))
-    if n_many >= 20_000:
-        many = replace(many, metrics=("thickness", "energy_distance_20000"))
-    runs.append(Run(f"recipe, {longest} steps, many points", many, None, {"part": "many points", "steps": longest}))
+    tests = ("energy_distance_20000",) if n_many >= 20_000 else ()
+    many = recipes.two_moons(longest, n_samples=n_many, metrics=("thickness", "kl", *tests))
+    runs.append(Run(f"recipe, {longest} steps, {n_many} samples", many, None, {"part": "many points"}))
     for name, config in ablations(ablation_steps, n_samples=n_samples).items():
-        runs.append(Run(name, config, None, {"part": "ablation"}))
+        runs.append(Run(f"ablation: {name}", config, None, {"part": "ablation", "change": name}))
     yield from over_seeds(runs, range(n_seeds))
-    best = recipes.two_moons(longest, n_samples=n_samples, metrics=scores)
-    for solver in ("ddpm", "dpmpp_2m", "heun"):
+    best = recipes.two_moons(longest, n_samples=n_samples, metrics=(distance(metrics), "thickness"))
+    for solver in SOLVERS:
         for k in evaluations:
-            n = (k + 1) // 2 if solver == "heun" else k
-            config = replace(best, sampler={"name": solver, "n_steps": n})
-            factors = {"part": "evaluations", "solver": solver, "nfe": k}
-            yield from over_seeds([Run(f"{solver}, {k} evaluations", config, None, factors)], range(n_seeds))
-            perfect = Run(f"{solver}, {k} evaluations, {EXACT}", limit(config), None, factors | {"part": EXACT})
-            yield from over_seeds([perfect], range(exact_seeds))
+            sampler = {"name": solver, "n_steps": (k + 1) // 2 if solver == "heun" else k}
+            config = replace(best, sampler=sampler)
+            nfe = samplers.SAMPLERS.build(sampler).nfe(config.make_schedule())
+            factors = {"part": "evaluations", "solver": solver, "nfe": nfe}
+            yield from over_seeds([Run(f"recipe, {solver}, {nfe} evaluations", config, None, factors)], range(n_seeds))
+            name = f"{EXACT}, {solver}, {nfe} evaluations"
+            yield from over_seeds([Run(name, limit(config), None, factors | {"part": EXACT})], range(exact_seeds))

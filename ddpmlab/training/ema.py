@@ -42,12 +42,13 @@ class EMA:
         self.decay = decay
         self.gamma = None if sigma_rel is None else sigma_rel_to_gamma(sigma_rel)
         self.weights = {name: w.detach().clone() for name, w in weights.items()}
+        self._own = list(self.weights.values())
 
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor], step: int) -> None:
         """Take in the weights after `step` (counted from 1)."""
         beta = self.decay if self.gamma is None else (1 - 1 / step) ** (self.gamma + 1)
-        torch._foreach_lerp_(list(self.weights.values()), [weights[name] for name in self.weights], 1 - beta)
+        torch._foreach_lerp_(self._own, [weights[name] for name in self.weights], 1 - beta)
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from an average that was saved."""

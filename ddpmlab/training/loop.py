@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpmlab.denoisers import Denoiser
+from ddpmlab.schedules import DiscreteSchedule
 from ddpmlab.training import checkpoint as checkpoints
 from ddpmlab.training.checkpoint import Fit, Run, State
 from ddpmlab.training.draws import Draws
@@ -113,24 +115,28 @@ def fit(
             def save():
                 checkpoints.save(Path(checkpoint), run, whose)
 
-        denoiser.train()
-        _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context or "unnamed")
-        denoiser.eval()
+        try:
+            denoiser.train()
+            _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context or "unnamed")
+        finally:
+            denoiser.eval()
     return run.result
 
 
 def _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context) -> None:
     network, optimiser, result, last = run.network, run.optimiser, run.result, options.n_steps
     kept, anneal = {*options.keep_steps, last}, options.decay != "none" or options.warmup
-    autocast = torch.autocast(run.running.device.type, torch.bfloat16, enabled=options.precision == "bf16")
-    averaged = _averaged(network)
+    half = torch.autocast(run.running.device.type, torch.bfloat16)
+    precision = half if options.precision == "bf16" else nullcontext()
+    averaged, levels = _averaged(network), _levels(denoiser, options, run.running.device)
     bar = tqdm(total=last, initial=run.step, desc="training", disable=not progress, mininterval=1.0, leave=False)
     began, before = perf_counter(), result.seconds
     for step in range(run.step + 1, last + 1):
         x0, noise, t, label = run.draws()
-        with autocast:
-            loss = denoiser.loss(x0, t, noise, options.weighting, label).mean()
-        optimiser.zero_grad(set_to_none=True)
+        with precision:
+            loss = denoiser.loss(x0, t, noise, options.weighting, label, levels(t)).mean()
+        for weight in weights:
+            weight.grad = None
         loss.backward()
         if options.grad_clip is not None:
             nn.utils.clip_grad_norm_(weights, options.grad_clip)
@@ -169,6 +175,15 @@ def _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_
             on_step(step)
     bar.close()
     result.seconds = before + perf_counter() - began
+
+
+def _levels(denoiser: Denoiser, options: Options, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """`Denoiser.levels` of a minibatch's times: from a table where they are whole, computed where they are not."""
+    if options.times != "uniform" or not isinstance(denoiser.schedule, DiscreteSchedule):
+        return lambda t: denoiser.levels(t, options.weighting, checked=False)
+    every = torch.arange(1, denoiser.schedule.t_max + 1, dtype=torch.float64)
+    table = denoiser.levels(every, options.weighting).to(device)
+    return lambda t: table.index_select(0, t.long() - 1)
 
 
 def _averaged(network: nn.Module) -> State:

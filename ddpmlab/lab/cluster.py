@@ -1,0 +1,80 @@
+"""Where runs are computed: this machine's cores, a local Dask cluster, or one that exists.
+
+What fans out are the runs of studies (config and seed), not notebooks. A task trains, samples and scores into the store
+and returns nothing, so a worker, the scheduler or the client may die: the next call computes what is missing and goes
+on from the checkpoints. Workers run one thread each; with a GPU in use a task asks for one, so that one GPU trains one
+network at a time.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+from ddpmlab.lab import store as stores
+
+TIMEOUT = 30
+RETRIES = 3
+
+
+def use_device(device: str) -> None:
+    """Make `auto` mean this device, here and in the processes that are started from here.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: CUDA is asked for where there is none, or an unknown name.
+    """
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device = 'cuda', but torch finds no CUDA device here; choose auto or cpu")
+    elif device != "auto":
+        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
+
+
+@contextmanager
+def executor(workers: int | None = None, scheduler: str | None = None, gpus: bool = False) -> Iterator[Executor | None]:
+    """An executor for `runner.compute`; None, which stands for this machine's cores, if nothing is asked for.
+
+    Args:
+        workers: processes of a local Dask cluster.
+        scheduler: address of a running scheduler (`tcp://host:8786`), or the path of its scheduler file.
+        gpus: each task holds one unit of the workers' resource `GPU`.
+
+    Raises:
+        ValueError: both, fewer than one worker, no scheduler answers, or a store that other machines cannot reach.
+        ModuleNotFoundError: `distributed` is not installed.
+    """
+    if workers is None and scheduler is None:
+        yield None
+        return
+    if workers is not None and scheduler is not None:
+        raise ValueError(f"workers = {workers} and scheduler = {scheduler!r}; give one of them")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers = {workers}; need at least 1")
+    from distributed import Client, LocalCluster
+
+    if stores.default_url().startswith("memory://"):
+        raise ValueError("the store memory:// is this process's own; set DDPMLAB_CACHE to a folder or a shared URL")
+    options = {"resources": {"GPU": 1}} if gpus else {}
+    if workers is not None:
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, **options
+        )  # fmt: skip
+        with cluster, Client(cluster) as client:
+            yield client.get_executor(retries=RETRIES, pure=False, **options)
+        return
+    how = {"scheduler_file": scheduler} if os.path.exists(scheduler) else {"address": scheduler}
+    try:
+        client = Client(**how, timeout=TIMEOUT)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler}: {error}; is it running?") from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            client.wait_for_workers(1, timeout=10 * TIMEOUT)
+        yield client.get_executor(retries=RETRIES, pure=False, **options)

@@ -1,0 +1,159 @@
+"""Fan-out over a real Dask cluster, whose parts are killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ddpmlab.lab import Experiment, Store, Training, cluster, run_all
+
+ROOT = Path(__file__).parent.parent
+CLIENT = """
+import sys
+from ddpmlab.lab import Experiment, Training, cluster, run_all
+config = Experiment("helix", network={"name": "mlp", "hidden": [16]}, n_samples=200,
+                    training=Training(n_steps=1_500, batch_size=128))
+with cluster.executor(scheduler=sys.argv[1]) as executor:
+    print("begins", flush=True)
+    run_all("x", {"a": config}, range(4), executor=executor, progress=False)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """What one process computes."""
+    config = Experiment(
+        "helix", network={"name": "mlp", "hidden": [16]}, n_samples=200,
+        training=Training(n_steps=1_500, batch_size=128),
+    )  # fmt: skip
+    store = Store(tmp_path_factory.mktemp("serial"))
+    return untimed(run_all("x", {"a": config}, range(4), store=store, progress=False)), config
+
+
+def untimed(table):
+    """A table without what differs from run to run."""
+    return table[~table.metric.str.startswith("seconds")].reset_index(drop=True)
+
+
+class Cluster:
+    """A scheduler and two workers with their nannies, each a process that can be killed."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+        self.environment = {**os.environ, "DDPMLAB_CACHE": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.scheduler = self.start("distributed.cli.dask_scheduler", "--port", str(port), "--no-dashboard")
+        worker = ("distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard")
+        self.nannies = [self.start(*worker) for _ in range(2)]
+
+    def start(self, module, *arguments):
+        command = [sys.executable, "-m", module, *arguments]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env=self.environment, **options)
+
+    def client(self):
+        command = [sys.executable, "-c", CLIENT, self.address]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def close(self):
+        for process in (*self.nannies, self.scheduler):
+            for child in children(process.pid):
+                kill(child)
+            process.kill()
+            process.wait()
+
+
+def children(process):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == process:
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def kill(process):
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.mark.parametrize("victim", ["worker", "nanny", "scheduler", "client"])
+def test_whatever_is_killed_a_second_run_gives_the_serial_table(tmp_path, serial, victim):
+    expected, config = serial
+    there = Cluster(tmp_path)
+    try:
+        client = there.client()
+        assert client.stdout.readline() == "begins\n", client.communicate()[1]
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("reference/*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.1)  # until the workers work
+        if victim == "worker":
+            for child in children(there.nannies[0].pid):
+                kill(child)
+        elif victim == "nanny":
+            workers = children(there.nannies[0].pid)
+            there.nannies[0].kill()
+            for worker in workers:
+                kill(worker)
+        elif victim == "scheduler":
+            there.scheduler.kill()
+        else:
+            client.kill()
+        out, err = client.communicate(timeout=240)
+        if victim in ("worker", "nanny"):
+            assert out == "done\n", err
+        else:
+            assert client.returncode != 0
+    finally:
+        there.close()
+    again = run_all("x", {"a": config}, range(4), store=Store(tmp_path), progress=False)
+    pd.testing.assert_frame_equal(untimed(again), expected)
+
+
+def test_a_local_cluster_fans_out(tmp_path, monkeypatch, serial):
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    expected, config = serial
+    with cluster.executor(workers=2) as executor:
+        table = run_all("x", {"a": config}, range(4), executor=executor, progress=False)
+    pd.testing.assert_frame_equal(untimed(table), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers = 0; need at least 1"),
+        ({"workers": 1, "scheduler": "tcp://127.0.0.1:1"}, "give one of them"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "no Dask scheduler answers at tcp://127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_reached_is_said_in_one_line(monkeypatch, options, message):
+    monkeypatch.setattr(cluster, "TIMEOUT", 1)
+    with pytest.raises(ValueError, match=message), cluster.executor(**options):
+        pass
+
+
+def test_a_store_of_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("DDPMLAB_CACHE", "memory://x")
+    with pytest.raises(ValueError, match="memory:// is this process's own"), cluster.executor(workers=1):
+        pass
+
+
+def test_nothing_asked_for_is_this_machine():
+    with cluster.executor() as executor:
+        assert executor is None

@@ -884,6 +884,8 @@ def compare(
     n_points: int = 11,
     seed: int = 0,
     progress: bool = False,
+    precision: torch.dtype | None = None,
+    remember: Callable[[str, Callable[[], tuple[Tensor, float]]], tuple[Tensor, float]] | None = None,
 ) -> Comparison:
     """Run ways over the same pairs of test pictures, and measure every path.
 
@@ -895,6 +897,9 @@ def compare(
         n_points: frames a path.
         seed: of the pairs and of whatever is random in a way.
         progress: show a text progress bar over the ways.
+        precision: of the network's products, `torch.bfloat16` for half; the weights' own if omitted.
+        remember: called with a way's name and a function that computes its frames, `(n, k, 1, 28, 28)` uint8, and its
+            evaluations per path; returns what that returned, now or before (`lab.paths.remembering`).
 
     Raises:
         ValueError: fewer than two points, or more pairs than there are.
@@ -910,9 +915,16 @@ def compare(
     real = split.train[torch.isin(split.train_labels, torch.tensor(sleeves.TOPS))]
     band = ghost_band(split.train, split.train_labels)
     weights, frames, rows = torch.linspace(0, 1, n_points), {}, []
+    device = str(ends[0].device.type)
     for name, way in tqdm(ways.items(), desc="ways", disable=not progress, file=sys.stdout):
-        found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
-        frames[name] = law.to_own_units(found).clamp(0, 1)
+
+        def compute(way: Way = way) -> tuple[Tensor, float]:
+            with torch.autocast(device, precision, enabled=precision is not None):
+                found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
+            return (255 * law.to_own_units(found).clamp(0, 1)).round().to(torch.uint8), nfe
+
+        found, nfe = compute() if remember is None else remember(str(name), compute)
+        frames[name] = found.float() / 255
         rows += measure_paths(frames[name], first, last, weights, band, real, way=name, nfe=nfe)
     return Comparison(first, last, weights, frames, rows, band)
 

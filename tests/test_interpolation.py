@@ -388,6 +388,29 @@ def test_comparison_of_ways_over_the_same_pairs():
     assert (summary["reading"]["n"], summary["reading"]["nfe"]) == (3, 0)
 
 
+def test_frames_are_remembered(tmp_path):
+    from ddpmlab.lab import Store
+    from ddpmlab.lab.paths import remembering
+
+    calls = []
+
+    class Counting(interpolation.Pixels):
+        def __call__(self, *arguments):
+            calls.append(1)
+            return super().__call__(*arguments)
+
+    def run(**settings):
+        remember = remembering("untrained", Store(tmp_path), **settings)
+        options = {"n_pairs": 3, "n_points": 5, "remember": remember}
+        return interpolation.compare(gaussian(), Tops(), {"average": Counting()}, **options)
+
+    first, again = run(n_pairs=3), run(n_pairs=3)
+    assert len(calls) == 1
+    assert first.rows == again.rows
+    run(n_pairs=3, depth=2.0)  # another setting, other frames
+    assert len(calls) == 2
+
+
 def test_summary_leaves_out_what_is_no_number():
     rows = [{"way": "a", "metric": "ghost", "value": value} for value in (1.0, float("nan"), 3.0)]
     (found,) = interpolation.summarise(rows)

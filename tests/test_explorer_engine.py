@@ -382,6 +382,24 @@ def test_stored_networks_run_as_they_are():
             close(run(code, kernel, spec=model["denoiser"], x=listed(x), t=t), wanted, 1e-5)
 
 
+def test_stored_networks_are_the_books_experiments():
+    from ddpmlab.explorer import train_models
+    from ddpmlab.lab import Training
+
+    families = set()
+    for name in export.stored():
+        _, known = export.load(name)
+        model, wanted = train_models.MODELS[known["family"]], train_models.config(known["family"])
+        families.add(known["family"])
+        assert Training(**known.pop("training")) == Training(**wanted.pop("training")) == model.experiment.training
+        assert {key: known[key] for key in wanted} == json.loads(json.dumps(wanted))
+        assert known["stage"] in model.stages
+        assert int(known["steps"]) > 0
+        assert float(known["seconds"]) > 0
+        assert known["what"] == model.what
+    assert families == set(train_models.MODELS)
+
+
 def test_library_is_small_and_complete():
     library = export.library()
     assert len(json.dumps(library)) < 1_200_000

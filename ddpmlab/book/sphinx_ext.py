@@ -435,6 +435,7 @@ def _finish_page(app, pagename, templatename, context, doctree) -> None:
         return
     for wrong, right in _REPAIRS:
         body = body.replace(wrong, right)
+    body = re.sub(r'<dl>\s*(<dd><em class="sig-param">.*?)</dl>', _signature_lines, body, flags=re.DOTALL)
     # a table wider than its column scrolls inside it, by keyboard too
     body = re.sub(r"(<table\b.*?</table>)", _scrolling, body, flags=re.DOTALL)
     # sections and the figure of a study, then what can be taken away
@@ -443,6 +444,12 @@ def _finish_page(app, pagename, templatename, context, doctree) -> None:
     context["body"] = body
     if doctree is not None:
         app.env.ddpmlab_texts = {**getattr(app.env, "ddpmlab_texts", {}), pagename: _texts(doctree)}
+
+
+def _signature_lines(match: re.Match) -> str:
+    """A long signature's lines are lines, not definitions of nothing."""
+    lines = match[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f'<span class="sig-lines">{lines}</span>'
 
 
 def _scrolling(match: re.Match) -> str:

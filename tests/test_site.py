@@ -154,6 +154,14 @@ def test_claims_by_name_are_an_error_where_there_are_none():
     assert sphinx_ext.display("fall (sin_5_5)") == "fall (surface)"
 
 
+def test_a_rehearsal_may_settle_fewer_claims(tmp_path):
+    assert not sphinx_ext.rehearsed(tmp_path)
+    (tmp_path / "provenance.json").write_text('{"a": {"profile": "full"}}')
+    assert not sphinx_ext.rehearsed(tmp_path)
+    (tmp_path / "provenance.json").write_text('{"a": {"profile": "full"}, "b": {"profile": "quick"}}')
+    assert sphinx_ext.rehearsed(tmp_path)
+
+
 def test_the_front_page_answers_in_at_most_400_words_with_numbers_from_tables(site):
     text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
     page = (site / "index.html").read_text(encoding="utf-8")

@@ -290,7 +290,7 @@ class PackageApi(_Table):
             self.env.note_dependency(module.__file__)
             lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
             lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
-            lines += ["   :show-inheritance:", ""]
+            lines += ["   :show-inheritance:", "   :no-value:", ""]
         # a docstring is written to be read in an editor first: its slips of markup do not stop the book
         reporter = self.state.document.reporter
         level, reporter.report_level = reporter.report_level, reporter.SEVERE_LEVEL + 1

@@ -288,6 +288,7 @@ def _floor_and_ceiling(dataset: data.Dataset, metric: str) -> dict[str, calibrat
 
 
 def reference_key(dataset: Part, metric: str) -> str:
+    """Key of a score's floors and ceilings for a dataset."""
     described = ["reference", _dataset(dataset), metric, code_hash(SCORES[metric]), code_hash(_floor_and_ceiling)]
     return _hash([*described, versions(*_SCORING)])
 

@@ -93,6 +93,7 @@ def open_page(chromium):
     def opener(address: str | Path, quiet: bool = True, wait: str | None = None, script: str | None = None, **options):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         page = context.new_page()
+        page.set_default_timeout(60_000)  # of a machine under load
         page.record = Record(page)
         if script:
             page.add_init_script(script)

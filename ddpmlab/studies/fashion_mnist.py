@@ -96,9 +96,6 @@ def fashion_mnist(
     for name, steps in rival_steps.items():
         rival = unet(steps, network=SIZES[name], sampler=solver, n_samples=n_few, metrics=few)
         yield Run(name, rival, None, {"part": "rivals", "network": name, "step": steps})
-        for draw in range(n_draws if name == MLP else 0):
-            config = replace(rival, n_samples=n_samples, metrics=many, draw=draw)
-            yield Run(name, config, None, {"part": "best", "network": name, "draw": draw})
     for name in SOLVERS:
         for k in evaluations:
             sampler = {"name": name, "n_steps": (k + 1) // 2 if name == "heun" else k}

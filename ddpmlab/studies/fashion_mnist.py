@@ -79,20 +79,22 @@ def fashion_mnist(
         rival_steps: name of `SIZES` -> optimiser steps.
         epochs, larger_epochs: of the homework's MLP and of the larger one.
         larger_evaluations: steps of ancestral sampling for T = 1000.
-        n_samples, n_draws: pictures of the main comparison, and how often they are drawn.
-        n_few: pictures of all others.
+        n_samples: pictures of the U-Net's best samples, drawn once.
+        n_few: pictures of all comparisons.
+        n_draws: how often those of the trained U-Net are drawn.
         nfe: network evaluations a picture.
         evaluations, guidances: those to compare.
     """
     few, many = (f"pictures_{n_few}",), (f"pictures_{n_samples}",)
     solver = {"name": "dpmpp_2m", "n_steps": nfe}
     best = unet(n_steps, keep_steps, weights=weights, sampler=solver, n_samples=n_samples, metrics=many)
-    for draw in range(n_draws):
-        yield Run(UNET, replace(best, draw=draw), None, {"part": "best", "network": UNET, "draw": draw})
+    yield Run(UNET, best, None, {"part": "best", "network": UNET})
     short = replace(best, n_samples=n_few, metrics=few)
     for step in keep_steps if weights is None else []:
         yield Run(f"{UNET}, step {step}", short, step, {"part": "training", "network": UNET, "step": step})
-    yield Run(f"{UNET}, step {n_steps}", short, None, {"part": "training", "network": UNET, "step": n_steps})
+    for draw in range(n_draws):
+        factors = {"part": "training", "network": UNET, "step": n_steps, "draw": draw}
+        yield Run(f"{UNET}, step {n_steps}", replace(short, draw=draw), None, factors)
     for name, steps in rival_steps.items():
         rival = unet(steps, network=SIZES[name], sampler=solver, n_samples=n_few, metrics=few)
         yield Run(name, rival, None, {"part": "rivals", "network": name, "step": steps})

@@ -250,12 +250,12 @@ def median_bandwidths(x: Tensor, y: Tensor, n_scales: int = 5) -> list[float]:
         pooled = pooled[chosen.to(pooled.device)]
     squared = torch.nn.functional.pdist(pooled).square_()
     close = (squared <= (ROUNDING * pooled.abs().max() * pooled.shape[1] ** 0.5) ** 2).nonzero()[:, 0]
-    if len(close):  # for these the coordinates of the pair itself decide, so that one far point hides no distance
-        first = torch.arange(len(pooled), 0, -1, device=pooled.device).sub(1).cumsum(0)  # pairs of rows 0..i
-        i = torch.searchsorted(first, close, right=True)
-        j = close - first[i] + len(pooled)
+    first = torch.arange(len(pooled), 0, -1, device=pooled.device).sub(1).cumsum(0)  # pairs of rows 0..i
+    for part in close.split(_BLOCK):  # the pair's own coordinates decide: one far point hides no distance
+        i = torch.searchsorted(first, part, right=True)
+        j = part - first[i] + len(pooled)
         own = ROUNDING * torch.maximum(pooled[i].norm(dim=1), pooled[j].norm(dim=1))
-        squared[close[squared[close] <= own.square()]] = 0
+        squared[part[squared[part] <= own.square()]] = 0
     squared = squared[squared > 0]
     if len(squared) == 0:
         raise ValueError("all points are the same; the median heuristic needs at least two different ones")

@@ -136,7 +136,7 @@ class Truth:
         schedule: Schedule,
         n_levels: int = 24,
         n: int = 1_000,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
         times: Tensor | None = None,
     ) -> "Truth":
         """Draw `n` points of `law` with fresh noise at each of `n_levels` levels, or at each of `times`.
@@ -146,7 +146,7 @@ class Truth:
         Raises:
             ValueError: fewer than 2 points or levels, or a time off the schedule.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         if n < 2:
             raise ValueError(f"n = {n}; an interval needs at least 2 points")
         return cls.at(law.sample(n, generator), ExactDenoiser(law, schedule), n_levels, generator, times)

@@ -12,6 +12,7 @@ depth means the same for every schedule. The ways are
   process instead (arXiv 2410.23530: what is inverted at low noise is structured where a picture is flat);
 - `labels`: the encoding of a decoded with a mix of the two ends' class embeddings;
 - `direction`: the encoding of a decoded with w times a shift of the network's bottleneck (Kwon et al. 2023);
+- `searched`: another way's path, walked at the pace of a reading;
 - `guided`: an encoding decoded by `Steered`, so that a reading of the frame, such as a sleeve's length, comes out as
   :math:`(1 - w) r(a) + w r(b)`.
 
@@ -532,6 +533,8 @@ class Steered(Denoising):
         wanted: :math:`r^\ast`, one number or `(n,)`.
         tolerance: :math:`\tau`, standard deviation of the reading.
         strength: s; 0 for none.
+        until: noise level below which nothing is steered: what is left to decide there is how the picture looks, and a
+            reading would be met by how bright a sleeve is instead of where it ends.
     """
 
     def __init__(
@@ -541,6 +544,7 @@ class Steered(Denoising):
         wanted: float | Tensor,
         tolerance: float = 0.02,
         strength: float = 1.0,
+        until: float = 0.0,
     ):
         super().__init__()
         if not tolerance > 0:
@@ -548,10 +552,13 @@ class Steered(Denoising):
         self.denoiser, self.schedule, self.shape = denoiser, denoiser.schedule, denoiser.shape
         self.n_classes = denoiser.n_classes
         self.reading, self.wanted, self.tolerance, self.strength = reading, wanted, tolerance, strength
+        self.until = until
 
     def forward(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         """Steered estimate `(n, *shape)`, without a gradient of its own."""
         alpha, sigma = self.scales(x_t, t)
+        if bool((sigma < self.until * alpha).all()):
+            return self.denoiser(x_t, t) if label is None else self.denoiser(x_t, t, label)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             data = self.denoiser(x, t) if label is None else self.denoiser(x, t, label)
@@ -571,13 +578,14 @@ class GuidedTo(Way):
     Attributes:
         reading: see `Steered`.
         start: what is decoded, the encoding of the `first` end, or the spherical `mix` of both.
-        tolerance, strength: see `Steered`.
+        tolerance, strength, until: see `Steered`.
     """
 
     reading: Callable[[Tensor], Tensor] | None = None
     start: str = "first"
     tolerance: float = 0.02
     strength: float = 1.0
+    until: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -599,10 +607,48 @@ class GuidedTo(Way):
             latent = slerp(latent, self._spread(weights, self._encode(denoiser, last))[1], w)
 
         def part(x, wanted):
-            steered = Steered(denoiser, self.reading, wanted, self.tolerance, self.strength)
+            steered = Steered(denoiser, self.reading, wanted, self.tolerance, self.strength, self.until)
             return decode(steered, x, times, sampler=self.sampler)
 
         return self._batched(part, latent, wanted).unflatten(0, (len(first), len(weights)))
+
+
+@WAYS.register("searched")
+@dataclass(frozen=True)
+class Searched(Way):
+    """Another way's path, walked at the pace of a reading: to each weight the frame that reads nearest to wanted.
+
+    A path may turn what it turns all at once; where it does so gradually, there is a weight for every reading.
+
+    Attributes:
+        way: whose path.
+        reading: a function of points `(n, *shape)` that returns `(n,)`.
+        n_dense: frames of the path that are computed, at even weights from 0 to `reach`.
+        reach: the last weight; above 1 for ways that may go beyond their end.
+    """
+
+    way: Way | None = None
+    reading: Callable[[Tensor], Tensor] | None = None
+    n_dense: int = 31
+    reach: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.way is None or self.reading is None:
+            raise ValueError("a search needs a way, whose path it walks, and a reading of points")
+        if self.n_dense < 2 or not self.reach > 0:
+            raise ValueError(f"n_dense = {self.n_dense}, reach = {self.reach:g}; need at least 2 frames and reach > 0")
+
+    def __call__(self, denoiser, first, last, weights, labels=None, seed=0):
+        dense = torch.linspace(0, self.reach, self.n_dense, dtype=weights.dtype)
+        frames = self.way(denoiser, first, last, dense, labels, seed)
+        with torch.no_grad():
+            known = self._batched(self.reading, frames.flatten(0, 1)).reshape(len(first), self.n_dense)
+            ends = self.reading(first)[:, None], self.reading(last)[:, None]
+        w = weights.to(known)
+        wanted = (1 - w) * ends[0] + w * ends[1]  # (n, k)
+        chosen = (known[:, None] - wanted[..., None]).abs().argmin(2)
+        return frames[torch.arange(len(first))[:, None], chosen]
 
 
 # -- What a path is worth ----------------------------------------------------------------------------------------------
@@ -750,9 +796,10 @@ def share_interval(hits: Sequence[float], level: float = 0.95) -> tuple[float, f
 def sleeve_ways(
     reading: Callable[[Tensor], Tensor],
     groups: tuple[Tensor, Tensor] | None = None,
-    n_steps: int = 12,
-    depth: float = 5.0,
-    noise_depth: float = 1.0,
+    n_steps: int = 10,
+    depth: float = 10.0,
+    noise_depth: float = 2.0,
+    n_dense: int = 21,
 ) -> dict[str, Way]:
     """The ways that the study compares, by the name they have in its table.
 
@@ -762,9 +809,11 @@ def sleeve_ways(
         n_steps: steps of every encoding and decoding.
         depth: noise level of the encodings.
         noise_depth: noise level of the ways that add noise.
+        n_dense: frames among which a search chooses.
     """
     shared = {"n_steps": n_steps}
     flow = {**shared, "depth": depth}
+    guided = {"reading": reading, "strength": 3.0, "until": 0.5}
     return {
         "pixel average": Pixels(),
         "noise, shared": Noise(**shared, depth=noise_depth),
@@ -775,8 +824,12 @@ def sleeve_ways(
         "flow, closed form": Flow(**flow, mix="gaussian"),
         "class embeddings": Labels(**flow),
         "bottleneck direction": Direction(**flow, groups=groups),
-        "guided": GuidedTo(**flow, reading=reading),
-        "guided, from the mix": GuidedTo(**flow, reading=reading, start="mix"),
+        "flow, searched": Searched(way=Flow(**flow), reading=reading, n_dense=n_dense),
+        "direction, searched": Searched(
+            way=Direction(**flow, groups=groups), reading=reading, n_dense=n_dense, reach=3
+        ),
+        "guided": GuidedTo(**flow, **guided),
+        "guided, from the mix": GuidedTo(**flow, **guided, start="mix"),
     }
 
 
@@ -831,6 +884,8 @@ def compare(
     n_points: int = 11,
     seed: int = 0,
     progress: bool = False,
+    precision: torch.dtype | None = None,
+    remember: Callable[[str, Callable[[], tuple[Tensor, float]]], tuple[Tensor, float]] | None = None,
 ) -> Comparison:
     """Run ways over the same pairs of test pictures, and measure every path.
 
@@ -842,6 +897,9 @@ def compare(
         n_points: frames a path.
         seed: of the pairs and of whatever is random in a way.
         progress: show a text progress bar over the ways.
+        precision: of the network's products, `torch.bfloat16` for half; the weights' own if omitted.
+        remember: called with a way's name and a function that computes its frames, `(n, k, 1, 28, 28)` uint8, and its
+            evaluations per path; returns what that returned, now or before (`lab.paths.remembering`).
 
     Raises:
         ValueError: fewer than two points, or more pairs than there are.
@@ -857,9 +915,16 @@ def compare(
     real = split.train[torch.isin(split.train_labels, torch.tensor(sleeves.TOPS))]
     band = ghost_band(split.train, split.train_labels)
     weights, frames, rows = torch.linspace(0, 1, n_points), {}, []
+    device = str(ends[0].device.type)
     for name, way in tqdm(ways.items(), desc="ways", disable=not progress, file=sys.stdout):
-        found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
-        frames[name] = law.to_own_units(found).clamp(0, 1)
+
+        def compute(way: Way = way) -> tuple[Tensor, float]:
+            with torch.autocast(device, precision, enabled=precision is not None):
+                found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
+            return (255 * law.to_own_units(found).clamp(0, 1)).round().to(torch.uint8), nfe
+
+        found, nfe = compute() if remember is None else remember(str(name), compute)
+        frames[name] = found.float() / 255
         rows += measure_paths(frames[name], first, last, weights, band, real, way=name, nfe=nfe)
     return Comparison(first, last, weights, frames, rows, band)
 

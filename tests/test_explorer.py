@@ -20,7 +20,8 @@ import yaml
 from browser import served
 
 from ddpmlab import data, denoisers, networks, samplers, schedules
-from ddpmlab.explorer import directive, page
+from ddpmlab.explorer import directive, export, page
+from ddpmlab.metrics import energy_distance
 
 ROOT = Path(__file__).parent.parent
 CHAPTER = yaml.safe_load(re.search(r"```\{explorer\}\n(.*?)```", (ROOT / "book/explore.md").read_text(), re.S)[1])
@@ -143,11 +144,12 @@ def test_every_control_changes_what_it_should(built, open_page):
         assert state(opened, control) == int(value)
         assert picture(opened) != before, control
         assert numbers(opened) != read, control
-    for label in ("Two at a time", "Samples"):
-        before = picture(opened)
+    for label, key in (("Two at a time", "compare"), ("Samples", "samples")):
+        before, was = picture(opened), state(opened, key)
         opened.get_by_label(label).click()
         settle(opened)
         assert picture(opened) != before, label
+        assert state(opened, key) != was, label
         opened.get_by_label(label).click()
         settle(opened)
 
@@ -164,6 +166,30 @@ def test_every_control_changes_what_it_should(built, open_page):
             field.select_option(value)
         settle(opened)
         assert picture(opened) != before, control
+
+
+def test_no_control_is_left_out_of_these_tests(built, open_page):
+    opened = settle(open_page(built))
+    keys = opened.eval_on_selector_all(".ddx [data-key]", "(nodes) => nodes.map((node) => node.dataset.key)")
+    tested = Path(__file__).read_text(encoding="utf-8")
+    for key in keys:
+        twin = {"a_": "b_", "b_": "a_"}.get(key[:2], key[:2]) + key[2:]  # one function makes both sides' controls
+        assert any(f'"{name}"' in tested or f"={name}]" in tested for name in (key, twin)), key
+    for button in opened.locator(".ddx > :not(nav) button, .ddx-guide button").all():
+        name = button.get_attribute("aria-label") or button.inner_text()
+        assert f'"{name}"' in tested or "ddx-stop" in (button.get_attribute("class") or ""), name
+
+
+def test_side_b_is_moved_by_its_own_controls(built, open_page):
+    opened = settle(open_page(built))
+    ours = opened.evaluate(f"[...{ROOT_NODE}.explorer.runs.a.states[20].x]")
+    for control, value in (("b_solver", "euler"), ("b_spacing", "trailing"), ("b_family", "Two-moons recipe")):
+        before, read = picture(opened), numbers(opened)
+        opened.locator(f"[data-key={control}]").select_option(value)
+        settle(opened)
+        assert picture(opened) != before, control
+        assert numbers(opened) != read, control
+    assert opened.evaluate(f"[...{ROOT_NODE}.explorer.runs.a.states[20].x]") == ours
 
 
 def test_buttons_of_time_and_view(built, open_page):
@@ -294,6 +320,50 @@ def test_a_bad_schedule_reads_worse_with_nothing_to_learn(whole, open_page):
     assert good < floor["floorMean"] + 2 * floor["floorSd"]
 
 
+READ = """(side) => {
+  const { runs, target } = document.querySelector('.ddx').explorer, run = runs[side];
+  return { states: run.states.map(({ x, t }) => [t, ...x]), energy: run.energy, error: run.error, errorAt: run.errorAt,
+           target: [...target.points], size: target.floor.size };
+}"""
+
+
+def test_the_numbers_shown_are_those_of_the_package(whole, open_page):
+    opened = open_page(f"{whole.resolve().as_uri()}#explorer?n=300&a_steps=6&b_steps=6&progress=0.5")
+    settle(opened)
+    opened.wait_for_function(f"{ROOT_NODE}.explorer.runs.a.errorAt === 3")
+    law = data.make("two_moons").standardised()
+    network, _ = export.load("two_moons_recipe_04000")
+    exact = denoisers.ExactDenoiser(law, network.schedule)
+    read = {side: opened.evaluate(READ, side) for side in "ab"}
+    shown = {side: [torch.tensor(each[1:]).reshape(-1, 2) for each in read[side]["states"]] for side in "ab"}
+    times = [each[0] for each in read["a"]["states"]]
+    assert times == pytest.approx(network.schedule.times(6).tolist())
+    scale = [float(a.hypot(s)) for a, s in map(network.schedule, times)]
+    assert float(shown["a"][0].std()) == pytest.approx(scale[0], rel=0.1)
+    sampler = samplers.make("dpmpp_2m", n_steps=6)
+    for side, denoiser in (("a", network), ("b", exact)):
+        states = list(
+            sampler(denoiser, x=shown[side][0].to(next(denoiser.parameters(), torch.zeros(1).double()).dtype))
+        )
+        gap = (states[-1].float() - shown[side][-1]).abs()
+        assert gap.median() < 1e-4
+        z = shown[side][3][: read[side]["size"]].double() / scale[3]
+        real = torch.tensor(read[side]["target"]).reshape(-1, 2)[: read[side]["size"]].double()
+        assert read[side]["energy"] == pytest.approx(energy_distance(z, real), abs=1e-5)
+    x = shown["a"][3]
+    with torch.no_grad():
+        miss = (network(x, times[3]) - exact(x, times[3])).square().sum(1).mean().sqrt()
+    assert read["a"]["error"] == pytest.approx(float(miss), rel=1e-3)
+    mean = float((shown["a"][-1] - shown["b"][-1]).norm(dim=1).mean())
+    words = opened.inner_text("[data-number=difference]")
+    assert float(re.search(r"lie ([0-9.]+) apart", words)[1]) == pytest.approx(mean, rel=0.01)
+    alpha, sigma = network.schedule(times[3])
+    level = float(opened.inner_text("[data-number=a_level]"))
+    assert level == pytest.approx(float(sigma / alpha), rel=0.01)
+    share = float(opened.inner_text("[data-number=a_alpha_bar]"))
+    assert share == pytest.approx(float(alpha**2 / (alpha**2 + sigma**2)), rel=0.01)
+
+
 # ------------------------------------------------------------------------------------------------------- take away
 
 
@@ -309,6 +379,10 @@ def test_an_address_shows_the_same_picture_again(built, open_page):
     again = settle(open_page(link))
     assert picture(again) == picture(opened)
     assert state(again, "a_steps") == 6
+    # the button puts it into the address bar, and onto the clipboard where it may
+    opened.get_by_role("button", name="Copy link to this view").click()
+    opened.wait_for_function("document.querySelector('.ddx').textContent.includes('The link ')")
+    assert opened.evaluate("location.href") == link
     # and a link followed within the page
     again.evaluate("location.hash = '#explorer?law=helix&n=300'")
     again.wait_for_function(f"{ROOT_NODE}.explorer.state.n === 300")
@@ -333,7 +407,7 @@ def test_downloads(built, open_page):
     x = opened.evaluate(f"[...{ROOT_NODE}.explorer.runs.b.states[20].x].slice(-2)")
     assert [float(v) for v in last[-2:]] == pytest.approx(x, rel=1e-6)
     with opened.expect_download() as event:
-        opened.get_by_role("button", name="Export points").click()
+        opened.get_by_role("button", name="Export points (CSV)").click()
     assert len(Path(event.value.path()).read_text().splitlines()) == 51
 
 
@@ -366,11 +440,15 @@ def test_a_law_drawn_with_the_pointer(built, open_page):
 def test_a_law_drawn_by_keyboard_alone(built, open_page):
     opened = settle(open_page(built))
     opened.get_by_role("button", name="Draw a law").press("Enter")
+    empty = picture(settle(opened))
     for key in ("ArrowLeft", "ArrowLeft", "Space", *["ArrowRight"] * 12, "Space"):
         opened.keyboard.press(key)
     opened.wait_for_function(f"{ROOT_NODE}.explorer.state.law === 'own'")
     settle(opened)
-    opened.keyboard.press("Escape")
+    drawn = picture(opened)
+    opened.get_by_role("button", name="Clear the drawing").click()
+    assert picture(settle(opened)) not in (drawn, empty)  # the board is empty, its law stays beside it
+    opened.locator(".ddx-canvas").press("Escape")
     assert opened.get_by_role("button", name="Draw a law").is_visible()
 
 
@@ -403,7 +481,7 @@ def test_points_from_a_file(built, open_page, tmp_path):
     assert np.hypot(*x.T).mean() == pytest.approx(2**0.5, rel=0.05)
     assert not opened.locator("[data-key=own]").count()
     with opened.expect_download() as event:
-        opened.get_by_role("button", name="Export points").click()
+        opened.get_by_role("button", name="Export points (CSV)").click()
     back = np.loadtxt(event.value.path(), delimiter=",", skiprows=1)
     assert np.allclose(back, np.loadtxt(good, delimiter=",", skiprows=1), rtol=1e-6)
 

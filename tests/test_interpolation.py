@@ -193,6 +193,14 @@ def test_steered_denoiser_is_the_conditional_mean(schedule, strength):
     torch.testing.assert_close(steered(x_t, t), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_nothing_is_steered_below_a_level():
+    denoiser = gaussian()
+    steered = interpolation.Steered(denoiser, lambda x: x[:, 0], 3.0, until=1.0)
+    for level, same in ((0.9, True), (1.1, False)):
+        t = denoiser.schedule.time_of(level)
+        assert torch.equal(steered(points(), t), denoiser(points(), t)) == same
+
+
 def test_guided_path_reads_what_is_wanted_and_keeps_the_rest():
     denoiser, a, b = gaussian(), points(4, 1), points(4, 2)
 
@@ -205,6 +213,20 @@ def test_guided_path_reads_what_is_wanted_and_keeps_the_rest():
     torch.testing.assert_close(wanted, a[:, 1:2] + WEIGHTS * (b - a)[:, 1:2])
     torch.testing.assert_close(frames[..., 1], wanted, atol=0.05, rtol=0)
     torch.testing.assert_close(frames[..., 0], a[:, :1].expand(4, 5), atol=0.05, rtol=0)  # independent of the reading
+
+
+def test_searched_path_goes_at_the_pace_of_the_reading():
+    """Of a path that is a square in its weight, the search takes the root."""
+
+    class Square(interpolation.Way):
+        def __call__(self, denoiser, first, last, weights, labels=None, seed=0):
+            return first[:, None] + (weights**2)[None, :, None] * (last - first)[:, None]
+
+    a, b = points(4, 1), points(4, 2)
+    way = interpolation.make("searched", way=Square(), reading=lambda x: x[:, 0], n_dense=2001)
+    torch.testing.assert_close(way(None, a, b, WEIGHTS), interpolation.Pixels()(None, a, b, WEIGHTS), atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match="a search needs a way"):
+        interpolation.make("searched")
 
 
 class Spoken(nn.Module):
@@ -364,6 +386,29 @@ def test_comparison_of_ways_over_the_same_pairs():
     assert 0 < summary["hit"]["high"] < 1
     assert summary["error_first"]["value"] == pytest.approx(0, abs=1e-6)
     assert (summary["reading"]["n"], summary["reading"]["nfe"]) == (3, 0)
+
+
+def test_frames_are_remembered(tmp_path):
+    from ddpmlab.lab import Store
+    from ddpmlab.lab.paths import remembering
+
+    calls = []
+
+    class Counting(interpolation.Pixels):
+        def __call__(self, *arguments):
+            calls.append(1)
+            return super().__call__(*arguments)
+
+    def run(**settings):
+        remember = remembering("untrained", Store(tmp_path), **settings)
+        options = {"n_pairs": 3, "n_points": 5, "remember": remember}
+        return interpolation.compare(gaussian(), Tops(), {"average": Counting()}, **options)
+
+    first, again = run(n_pairs=3), run(n_pairs=3)
+    assert len(calls) == 1
+    assert first.rows == again.rows
+    run(n_pairs=3, depth=2.0)  # another setting, other frames
+    assert len(calls) == 2
 
 
 def test_summary_leaves_out_what_is_no_number():

@@ -79,7 +79,8 @@ def article(site: Path, chapter: Chapter, known: set[str]) -> str:
             return match[0]
         target = normpath(join(folder, address)) if address else f"{chapter.name}.html"
         if target.removesuffix(".html") in known:
-            return f'href="#{_inside(target.removesuffix(".html"), fragment.split("?")[0])}"'
+            fragment = "" if "?" in fragment else fragment  # what follows a question mark is read by a script
+            return f'href="#{_inside(target.removesuffix(".html"), fragment)}"'
         return f'href="{target}"'
 
     text = re.sub(r'href="([^"]*)"', inside, text)

@@ -84,6 +84,13 @@ def read_revisions(book: Path) -> list[dict]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
 
 
+def rehearsed(results: Path) -> bool:
+    """Whether a page was run at another profile than the full one: it may settle fewer claims than the book names."""
+    path = results / "provenance.json"
+    notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return any(note.get("profile") != "full" for note in notes.values())
+
+
 def claim_field(row: dict[str, str], field: str) -> str:
     """One field of a claim as a page prints it; `interval` joins the two ends."""
     if field == "interval":
@@ -116,6 +123,8 @@ class ClaimRole(_FromBook, SphinxRole):
         self.depend("results/claims.csv")
         id, _, field = self.text.partition(" ")
         row = read_claims(self.book / "results").get(id)
+        if row is None and rehearsed(self.book / "results"):
+            return [nodes.inline("\N{EN DASH}", "\N{EN DASH}")], []
         if row is None or field not in self.FIELDS:
             wrong = f"there is no claim {id!r}" if row is None else f"{field!r} is none of {', '.join(self.FIELDS)}"
             log.warning(f"{{claim}}`{self.text}`: {wrong}", location=self.get_location())
@@ -191,7 +200,7 @@ class UnderRevision(_Table):
         lines = []
         for entry in read_revisions(self.book):
             lines.append(f"- {entry['why'].strip()} ({_page_link(entry['page'], 'evidence')})")
-            for id in set(entry["claims"]) - set(known):
+            for id in set() if rehearsed(self.book / "results") else set(entry["claims"]) - set(known):
                 log.warning(f"under_revision.yml: there is no claim {id!r}", location=self.get_location())
         return self.parsed("\n".join(lines)) if lines else []
 
@@ -281,7 +290,7 @@ class PackageApi(_Table):
             self.env.note_dependency(module.__file__)
             lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
             lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
-            lines += ["   :show-inheritance:", ""]
+            lines += ["   :show-inheritance:", "   :no-value:", ""]
         # a docstring is written to be read in an editor first: its slips of markup do not stop the book
         reporter = self.state.document.reporter
         level, reporter.report_level = reporter.report_level, reporter.SEVERE_LEVEL + 1
@@ -435,6 +444,7 @@ def _finish_page(app, pagename, templatename, context, doctree) -> None:
         return
     for wrong, right in _REPAIRS:
         body = body.replace(wrong, right)
+    body = re.sub(r'<dl>\s*(<dd><em class="sig-param">.*?)</dl>', _signature_lines, body, flags=re.DOTALL)
     # a table wider than its column scrolls inside it, by keyboard too
     body = re.sub(r"(<table\b.*?</table>)", _scrolling, body, flags=re.DOTALL)
     # sections and the figure of a study, then what can be taken away
@@ -443,6 +453,12 @@ def _finish_page(app, pagename, templatename, context, doctree) -> None:
     context["body"] = body
     if doctree is not None:
         app.env.ddpmlab_texts = {**getattr(app.env, "ddpmlab_texts", {}), pagename: _texts(doctree)}
+
+
+def _signature_lines(match: re.Match) -> str:
+    """A long signature's lines are lines, not definitions of nothing."""
+    lines = match[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f'<span class="sig-lines">{lines}</span>'
 
 
 def _scrolling(match: re.Match) -> str:

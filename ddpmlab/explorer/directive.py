@@ -39,6 +39,12 @@ LINKS: dict[str, dict[str, Any]] = {
         "b_schedule": "cosine_continuous",
         **_HOMEWORK,
     },
+    "studies/own_network": {
+        "law": "helix",
+        "a_model": "helix_model_3_00100",
+        "b_model": "helix_model_3_relu",
+        **_HOMEWORK,
+    },
     "studies/settled": {"law": "helix", "a_model": "helix_model_3_00100", "field": "error", **_HOMEWORK},
     "studies/two_moons": {"law": "two_moons", "a_model": "two_moons_linear", "b_model": "two_moons_recipe_04000"},
     "studies/noise_levels": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "field": "error"},

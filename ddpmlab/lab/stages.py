@@ -207,7 +207,7 @@ def _sample(config: Experiment, denoiser: Denoising | None) -> tuple[Tensor, dic
         options["label"] = torch.arange(config.n_samples) % denoiser.n_classes
         denoiser = Guided(denoiser, scale=config.guidance)
     half = config.training.precision == "bf16" and config.denoiser == "network"
-    with torch.autocast(config.training.options(1).torch_device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(config.training.torch_device.type, torch.bfloat16, enabled=half):
         points = sampler.sample(denoiser, config.n_samples, seed=seed, **options)
     seconds = perf_counter() - start
     return points, {"seconds_sample": seconds, "nfe": sampler.nfe(denoiser.schedule)}
@@ -288,6 +288,7 @@ def _floor_and_ceiling(dataset: data.Dataset, metric: str) -> dict[str, calibrat
 
 
 def reference_key(dataset: Part, metric: str) -> str:
+    """Key of a score's floors and ceilings for a dataset."""
     described = ["reference", _dataset(dataset), metric, code_hash(SCORES[metric]), code_hash(_floor_and_ceiling)]
     return _hash([*described, versions(*_SCORING)])
 

@@ -364,12 +364,8 @@ def fit_ruler(
     for step in range(n_steps):
         lengths = (1.15 * torch.rand(2 * half, 2, generator=generator)).clamp(max=1)
         chosen = [torch.randint(len(of), (half,), generator=generator) for of in (long, short, long)]
-        x = torch.cat(
-            [
-                cut(long[chosen[0]], lengths[:half]),
-                regrow(short[chosen[1]], long[chosen[2]], lengths[half:]),
-            ]
-        )
+        grown = regrow(short[chosen[1]], long[chosen[2]], lengths[half:])
+        x = torch.cat([cut(long[chosen[0]], lengths[:half]), grown])
         if step % 3 == 0:
             x = _blurred(x, 0.4 + 1.1 * float(torch.rand(1, generator=generator)))
         lengths = torch.minimum(lengths, torch.cat([ends[chosen[0]], ends[chosen[2]]]))

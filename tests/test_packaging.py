@@ -21,7 +21,7 @@ def test_every_pin_is_exact():
 
 
 def test_every_requirement_is_a_range_with_a_pin_inside():
-    for text in [*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["dev"]]:
+    for text in [*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["cluster"], *EXTRAS["dev"]]:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         assert name in PINS, f"constraints.txt does not pin {name}"
@@ -41,7 +41,7 @@ def test_the_pins_that_matter():
 def test_conda_takes_the_same_package_and_pins():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = (d["pip"] for d in conda if isinstance(d, dict))
-    assert pip == ["--constraint constraints.txt", "--editable .[book,dev]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[book,cluster,dev]"]
     assert "pip" in conda
     python = next(d for d in conda if isinstance(d, str) and d.startswith("python"))
     assert Requirement(python).specifier == Requirement("python" + PROJECT["requires-python"]).specifier

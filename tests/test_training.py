@@ -574,6 +574,7 @@ def test_labels_and_the_code_of_a_network_are_part_of_a_checkpoint(points, tmp_p
             return 2 * super().forward(x, c, label)
 
     edited = build()
+    Doubled.__name__ = type(edited.network).__name__  # a class of the same name, weights and options, edited
     edited.network.__class__ = Doubled
     with pytest.raises(CheckpointError, match="network differ"):
         fit(edited, points, labels=labels, **options)

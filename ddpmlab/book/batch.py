@@ -1,6 +1,7 @@
 """Many studies at once: their missing runs over one executor, then their notebooks, two at a time.
 
-A study that fails takes no other with it; an interrupt stops all of them and loses no checkpoint.
+A study that fails, or whose data are not to be had, takes no other with it; an interrupt stops all of them and loses no
+checkpoint.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from ddpmlab.book import pages
 from ddpmlab.book.pages import Project, StudyError
+from ddpmlab.data import DataUnavailable
 from ddpmlab.lab import runner
 from ddpmlab.lab import store as stores
 
@@ -66,9 +68,18 @@ def run(
         executor: any `concurrent.futures` executor for the runs; this machine's cores if omitted.
         say: called with a line for each event.
     """
-    commit, failed = project.commit(), {}
+    commit = project.commit()
+    failed: dict[str, str] = {}
     book = book or prepare(project, profile)
     wanted = {name: project.study(name, parameters) for name, parameters in todo.items()}
+    for name, study in list(wanted.items()):
+        try:
+            for run in study.runs if study else []:
+                _ = run.config.data.n_train
+        except DataUnavailable as error:
+            failed[name] = f"{name}: {error}"
+            say(failed[name])
+            del wanted[name]
     owner = {id(run): name for name, study in wanted.items() if study for run in study.runs}
     every = [run for study in wanted.values() if study for run in study.runs]
     if every:

@@ -28,6 +28,7 @@ import pandas as pd
 import yaml
 
 from ddpmlab import studies
+from ddpmlab.data import DataUnavailable
 from ddpmlab.files import atomic
 from ddpmlab.lab import source, stages
 from ddpmlab.lab import store as stores
@@ -215,7 +216,10 @@ def status(project: Project, study: str, profile: str, store: stores.Store | Non
     recover(project.book(profile))
     parameters = project.parameters(study, profile)
     made = project.study(study, parameters)
-    runs = made.status(store) if made else None
+    try:
+        runs = made.status(store) if made else None
+    except DataUnavailable as error:
+        return PageStatus(study, "missing", str(error), {}, None)
     results = project.book(profile) / "results" / "provenance.json"
     known = json.loads(results.read_text()).get(study, {}) if results.exists() else {}
     note = _note(project, profile, study)

@@ -104,6 +104,23 @@ def cloud(ax: Axes, points: np.ndarray, color: str = OURS, size: float = 1.2) ->
         ax.grid(False)
 
 
+def pictures(ax: Axes, grid: np.ndarray, scale: int = 3) -> None:
+    """Pictures `(rows, columns, H, W)` in [0, 1] as one image without gaps; x ticks are left to set, y has none.
+
+    Pixels are repeated `scale` times, so that a browser that smooths what it enlarges keeps their edges.
+    """
+    grid = np.asarray(grid)
+    rows, columns, height, width = grid.shape
+    whole = grid.transpose(0, 2, 1, 3).reshape(rows * height, columns * width).clip(0, 1)
+    whole = np.round(whole * 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+    extent = (0, columns * width, rows * height, 0)
+    ax.imshow(whole, cmap="gray", vmin=0, vmax=255, interpolation="none", extent=extent)
+    ax.set(xticks=[], yticks=[])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
 LOWEST, HIGHEST = ORANGE, PURPLE
 
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field
@@ -189,6 +190,8 @@ def compute(
     if not jobs and not references:
         return []
     own = executor is None
+    # workers that hold a law's posteriors grow, and loky takes that for a leak: it starts a fresh one, nothing is lost
+    warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)
     executor = executor or pool()
     futures: dict[Future, list[Run]] = {}
     failed: list[tuple[list[Run], Exception]] = []

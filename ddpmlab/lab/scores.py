@@ -154,7 +154,7 @@ class PictureScores:
         return {f"{name}{self.suffix}": value for name, value in found.items()}
 
 
-_FEW = ("frechet_distance", "class_accuracy")
+_FEW = ("frechet_distance", "precision", "recall", "class_accuracy")
 for _n, _names in ((10_000, images.SCORES), (2_048, _FEW), (500, _FEW)):
     _pictures = PictureScores(_n, tuple(_names), "" if _n == 10_000 else f"_{_n}")
     SCORES.register(f"pictures_{_n}")(

@@ -386,7 +386,7 @@ def test_an_interrupt_to_the_parent_alone_stops_everything(tmp_path, how):
     assert workers
     parent.send_signal(how)
     start = time.monotonic()
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=120)
     while any(map(running, workers)) and time.monotonic() - start < 10:
         time.sleep(0.05)
     assert not [w for w in workers if running(w)]

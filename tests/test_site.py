@@ -84,7 +84,7 @@ def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium
         said.clear()
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.emulate_media(color_scheme="light")
-        tab.goto(page.as_uri(), wait_until="load")
+        tab.goto(page.as_uri(), wait_until="load", timeout=120_000)
         tab.evaluate("() => window.MathJax?.startup?.promise")
         tab.add_style_tag(content=STILL)
         faults += [f"{name}: picture without words: {source}" for source in tab.evaluate(NAMELESS)]

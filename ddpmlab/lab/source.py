@@ -11,6 +11,7 @@ import inspect
 import linecache
 import sys
 import sysconfig
+import threading
 import types
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -65,11 +66,16 @@ class _Stripped(ast.NodeTransformer):
         return node
 
 
+_PARSING = threading.Lock()  # before Python 3.12 threads that parse at once count each other's recursion
+
+
 @lru_cache(maxsize=256)
 def _statements(source: str) -> dict[str, list[ast.stmt]]:
     """Top-level name -> the statements that define it, stripped."""
     found: dict[str, list[ast.stmt]] = {}
-    for statement in ast.parse(source).body:
+    with _PARSING:
+        body = ast.parse(source).body
+    for statement in body:
         names = []
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names = [statement.name]

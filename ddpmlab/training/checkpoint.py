@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import textwrap
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,10 +146,14 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:24]
 
 
+_PARSING = threading.Lock()  # before Python 3.12 threads that parse at once count each other's recursion
+
+
 def _code(kind: type) -> str:
     """Code of a class without docstrings; its name where there is no source."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        with _PARSING:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):
         return kind.__qualname__
     for node in ast.walk(tree):

@@ -347,6 +347,8 @@ def test_a_script_without_a_main_guard_runs_parts_of_its_own(tmp_path):
 
 
 LONG = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from ddpmlab.lab import Experiment, Training, run_all
 config = Experiment("helix", training=Training(n_steps=1_000_000, batch_size=64), n_samples=200)
 print("begins", flush=True)
@@ -386,7 +388,10 @@ def test_an_interrupt_to_the_parent_alone_stops_everything(tmp_path, how):
     assert workers
     parent.send_signal(how)
     start = time.monotonic()
-    parent.communicate(timeout=120)
+    try:
+        parent.communicate(timeout=60)
+    finally:
+        parent.kill()
     while any(map(running, workers)) and time.monotonic() - start < 10:
         time.sleep(0.05)
     assert not [w for w in workers if running(w)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import children
 
 from ddpmlab.lab import Experiment, Store, Training, cluster, run_all
 
@@ -72,17 +73,6 @@ class Cluster:
                 kill(child)
             process.kill()
             process.wait()
-
-
-def children(process):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == process:
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def kill(process):

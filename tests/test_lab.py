@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import children, running
 
 from ddpmlab.lab import (
     COLUMNS,
@@ -354,24 +355,6 @@ config = Experiment("helix", training=Training(n_steps=1_000_000, batch_size=64)
 print("begins", flush=True)
 run_all("long", {"a": config}, range(2), progress=False)
 """
-
-
-def running(process):
-    try:
-        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def children(process):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == process:
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

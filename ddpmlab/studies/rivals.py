@@ -15,7 +15,7 @@ from ddpmlab.metrics.calibration import fresh_points
 from ddpmlab.metrics.likelihood import log_likelihood
 
 KERNEL, MIXTURE, BEST = "kernel density", "mixture, by BIC", "mixture, best"
-FLOW, RECTIFIED, RECIPE, TUNED = "spline flow", "rectified flow", "diffusion", "diffusion, tuned"
+FLOW, RECTIFIED, RECIPE, TUNED = "spline flow", "rectified flow", "diffusion", "tuned diffusion"
 FINE = {"schedule": {"name": "ve", "sigma_min": 0.003, "sigma_max": 8.0, "rho": 7.0}}
 """The recipe's schedule down to a noise at which the blurred law and the law are one, for densities."""
 CHOOSING_SEED = 100

@@ -881,7 +881,7 @@ def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open
     log = (tmp_path / "lab.log").open("w")
     folders = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--port=0", "--IdentityProvider.token="]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", "--IdentityProvider.token="]
     options = [
         f"--ServerApp.root_dir={tmp_path}",
         "--ServerApp.allow_root=True",
@@ -915,7 +915,7 @@ def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open
         heard = (tmp_path / "heard.txt").read_text()
         assert "a_steps=9 ['a', 'b']" in heard  # trajectories of both sides had arrived
     finally:
-        lab.terminate()
-        lab.wait(20)
+        lab.kill()  # its kernel ends with it
+        lab.wait()
         log.close()
         shutil.rmtree(tmp_path / "runtime", ignore_errors=True)

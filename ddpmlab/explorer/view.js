@@ -1541,7 +1541,7 @@ const explorerView = (() => {
     function turn(dx, dy, pan = false) {
       const camera = [...state.camera];
       if (is3d() && !pan) {
-        camera[0] = round((camera[0] + dx * 0.008) % (2 * Math.PI), 4);
+        camera[0] = round((camera[0] - dx * 0.008) % (2 * Math.PI), 4); // what is near goes with the hand
         camera[1] = round(clamp(camera[1] + dy * 0.008, -1.57, 1.57), 4);
       } else {
         const { scale } = panels[panels.length - 1] || { scale: 60 };
@@ -2283,6 +2283,8 @@ const explorerView = (() => {
       state,
       runs,
       target,
+      /** The target as it is drawn beside a side: clean, or with the noise of its level. */
+      targetAt: (side) => targetAt(runs[side]),
       draw,
     };
     root.explorer = api; // for tests and for the curious

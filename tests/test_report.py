@@ -1,6 +1,7 @@
 """Intervals and claims: the numbers that verdicts hang on."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -33,3 +34,26 @@ def test_a_claim_is_reproduced_only_if_its_whole_interval_is_above_zero():
     assert wide["verdict"] == "not reproduced"
     _, low, high = report.mean_interval(clear)
     assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))
+
+
+def test_a_verdict_says_whether_the_interval_excludes_the_claim():
+    assert report.judged(np.array([1.0, 1.2, 0.9])) == "reproduced"
+    assert report.judged(np.array([-1.0, -1.2, -0.9])) == "not reproduced"
+    assert report.judged(np.array([1.0, -0.2, 0.9])) == "not resolved"
+    assert report.judged(np.array([1.0, 1.2, 0.9]), threshold=2.0) == "not reproduced"
+    assert report.judged(np.array([5.0])) == "not resolved"
+
+
+def test_what_was_chosen_on_some_seeds_is_read_on_another():
+    # each candidate is lucky once: the best by its own seed reads 0, the best by the others does not
+    table = pd.DataFrame({"a": [0.0, 3.0, 1.0], "b": [2.0, 0.0, 2.5]})
+    assert report.chosen_on_others(table).tolist() == [2.0, 3.0, 2.5]
+    assert report.chosen_on_others(-table, "max").tolist() == [-2.0, -3.0, -2.5]
+    with pytest.raises(ValueError, match="at least 2"):
+        report.chosen_on_others(table[:1])
+
+
+def test_a_mean_and_its_interval_as_text():
+    mean, low, high = report.mean_interval(np.array([-0.001, -0.002, -0.004]))
+    expected = f"{mean * 1e3:.1f} ({low * 1e3:.1f} to {high * 1e3:.1f})".replace("-", "\N{MINUS SIGN}")
+    assert report.with_interval(np.array([-0.001, -0.002, -0.004]), scale=1e3) == expected

@@ -95,6 +95,43 @@ def claim(
     return found | {"verdict": verdict}
 
 
+def judged(values: np.ndarray, threshold: float = 0.0) -> str:
+    """Verdict on the claim that an effect is above a threshold, from one value per seed.
+
+    `reproduced` if the whole 95% interval is above it, `not reproduced` if the whole interval is below (it excludes the
+    claim), `not resolved` if the threshold lies inside. Fewer than two seeds resolve nothing.
+    """
+    if len(values) < 2:
+        return "not resolved"
+    _, low, high = mean_interval(values)
+    return "reproduced" if low > threshold else "not reproduced" if high < threshold else "not resolved"
+
+
+def with_interval(values: np.ndarray, digits: int = 1, scale: float = 1.0) -> str:
+    """Mean and 95% interval over seeds as text, `1.2 (0.9 to 1.5)`, in units of 1 / `scale`."""
+    mean, low, high = (f"{x * scale:.{digits}f}".replace("-", "\N{MINUS SIGN}") for x in mean_interval(values))
+    return f"{mean} ({low} to {high})"
+
+
+def chosen_on_others(table: pd.DataFrame, best: str = "min") -> np.ndarray:
+    """One value per row (seed) of the column that is best by the mean of all *other* rows: selection apart from test.
+
+    Args:
+        table: a row per seed, a column per candidate.
+        best: `min` or `max`.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(table) < 2:
+        raise ValueError(f"{len(table)} row; choosing on other seeds needs at least 2")
+    found = []
+    for seed in table.index:
+        others = table.drop(index=seed).mean()
+        found.append(table.loc[seed, others.idxmin() if best == "min" else others.idxmax()])
+    return np.array(found)
+
+
 def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
     """Save the claims that a page settles and show them, in their order."""
     saved = save_claims(rows, results, page)

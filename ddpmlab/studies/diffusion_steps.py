@@ -18,6 +18,7 @@ def diffusion_steps(
     settled: list[int],
     settled_steps: int,
     few: list[int],
+    in_nats: list[str],
     longest_chain: int,
     exact_steps: list[int],
     exact_few: list[int],
@@ -33,6 +34,7 @@ def diffusion_steps(
         fixed: lengths whose ubeta is set so that they end at the terminal SNR of T = 50.
         settled, settled_steps: lengths that end at noise, and optimiser steps of their annealed training.
         few: steps in which the longest of them is sampled.
+        in_nats: laws whose divergences are computed.
         longest_chain: the chain's own divergence costs exact posteriors at all T steps; for T up to this.
         exact_steps, exact_samples: lengths at which the exact denoiser is sampled, and how many points.
         exact_few, exact_few_samples: the same for few steps of the longest chain.
@@ -46,8 +48,8 @@ def diffusion_steps(
     def ending(n: int, snr: float) -> dict:
         return schedules.ending_at(snr, n_steps=n, lbeta=BETAS["lbeta"])
 
-    def nats(n: int) -> tuple[str, ...]:
-        return ("kl", "chain_kl") if n <= longest_chain else ("kl",)
+    def nats(law: str, n: int) -> tuple[str, ...]:
+        return ("kl", *(["chain_kl"] if n <= longest_chain else [])) if law in in_nats else ()
 
     def perfect(run: Run, n_samples: int) -> Run:
         factors = {**run.factors, "kind": f"{run.factors['kind']}, {EXACT}"}
@@ -58,7 +60,7 @@ def diffusion_steps(
         for n in steps:
             linear = {"name": "linear", "n_steps": n, **BETAS}
             config = recipes.homework(
-                law, schedule=linear, training=Training(epochs=epochs), metrics=(*metrics, *nats(n))
+                law, schedule=linear, training=Training(epochs=epochs), metrics=(*metrics, *nats(law, n))
             )  # fmt: skip
             chains.append(Run(f"T={n}", config, None, {"T": n, "kind": "as published"}))
         for n in fixed:
@@ -68,7 +70,7 @@ def diffusion_steps(
             chains.append(Run(f"T={n}, fixed SNR", config, None, {"T": n, "kind": "fixed SNR"}))
         for n in settled:
             config = recipes.homework(
-                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed, metrics=(*metrics, *nats(n))
+                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed, metrics=(*metrics, *nats(law, n))
             )  # fmt: skip
             chains.append(Run(f"T={n}, settled", config, None, {"T": n, "kind": "settled"}))
         longest = max(settled)

@@ -25,6 +25,7 @@ def noise_schedules(
     grid_lbeta: list[float],
     grid_ubeta: list[float],
     pairs: list[tuple[float, float]],
+    in_nats: list[str],
     exact_samples: int,
     n_seeds: int,
     n_grid_seeds: int,
@@ -40,12 +41,12 @@ def noise_schedules(
         grid_lbeta, grid_ubeta: the map of the surface's EMD.
         pairs: (lbeta, ubeta) on the surface with all seeds and the exact denoiser: the report's three, and others that
             part the first beta from the width.
+        in_nats: laws whose divergences are computed.
         exact_samples: points of the exact denoiser, one seed.
         n_seeds, n_grid_seeds: of every network, and of a cell of the grid.
         fine: a score that resolves what `emd_128` does not.
     """
     metrics = tuple(dict.fromkeys(["emd_128", fine]))
-    nats = ("kl", "chain_kl")
     published = Training(epochs=epochs)
 
     def betas(lbeta: float, ubeta: float) -> dict:
@@ -57,6 +58,7 @@ def noise_schedules(
 
     for law in HOMEWORK_LAWS:
         runs, held = [], []
+        nats = ("kl", "chain_kl") if law in in_nats else ()
         for name in PUBLISHED:
             config = recipes.homework(
                 law, schedule={"name": name}, training=published, metrics=(*metrics, "course_nll", *nats)

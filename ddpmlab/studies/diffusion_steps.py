@@ -70,7 +70,8 @@ def diffusion_steps(
             chains.append(Run(f"T={n}, fixed SNR", config, None, {"T": n, "kind": "fixed SNR"}))
         for n in settled:
             config = recipes.homework(
-                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed, metrics=(*metrics, *nats(law, n))
+                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed,
+                metrics=(*metrics, *nats(law, n)),
             )  # fmt: skip
             chains.append(Run(f"T={n}, settled", config, None, {"T": n, "kind": "settled"}))
         longest = max(settled)

@@ -25,23 +25,28 @@ def test_one_value_has_no_interval():
     assert report.mean_interval([2.5]) == (2.5, 2.5, 2.5)
 
 
-def test_a_claim_is_reproduced_only_if_its_whole_interval_is_above_zero():
+def test_a_claim_is_reproduced_or_not_only_if_its_whole_interval_says_so():
     clear, unclear = np.array([1.0, 1.2, 0.9]), np.array([1.0, -0.2, 0.9])
+    assert report.claim("a", "source", "claim", "1", -clear)["verdict"] == "not reproduced"
     assert report.claim("a", "source", "claim", "1", clear)["verdict"] == "reproduced"
-    assert report.claim("a", "source", "claim", "1", unclear)["verdict"] == "not reproduced"
+    assert report.claim("a", "source", "claim", "1", unclear)["verdict"] == "not resolved"
     # an error that all seeds share widens the interval, as independent errors do
     wide = report.claim("a", "source", "claim", "1", clear, error=1.0)
-    assert wide["verdict"] == "not reproduced"
+    assert wide["verdict"] == "not resolved"
     _, low, high = report.mean_interval(clear)
     assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))
 
 
-def test_a_verdict_says_whether_the_interval_excludes_the_claim():
-    assert report.judged(np.array([1.0, 1.2, 0.9])) == "reproduced"
-    assert report.judged(np.array([-1.0, -1.2, -0.9])) == "not reproduced"
-    assert report.judged(np.array([1.0, -0.2, 0.9])) == "not resolved"
-    assert report.judged(np.array([1.0, 1.2, 0.9]), threshold=2.0) == "not reproduced"
-    assert report.judged(np.array([5.0])) == "not resolved"
+def test_numbers_as_pages_print_them():
+    assert [report.number(v) for v in (-0.00439, 1235.6, 1e-6, 92.4, "no value")] == [
+        "−0.00439", "1,236", "0.000001", "92.4", "no value",
+    ]  # fmt: skip
+    assert report.between(1.7043, 1.3547, 2.0503) == "1.70 (1.35 to 2.05)"
+    assert report.between(-142.1, -166.5, -117.7) == "−142 (−166 to −118)"
+    assert report.interval([2.5]) == "2.5 (2.5 to 2.5)"
+    assert report.spread([90.0, 94.0]) == "92.0 ± 2.8"
+    assert report.spread([900.0, 940.0]) == "920 ± 28"
+    assert report.spread([0.012, 0.014]) == "0.013 ± 0.001"
 
 
 def test_what_was_chosen_on_some_seeds_is_read_on_another():
@@ -53,7 +58,14 @@ def test_what_was_chosen_on_some_seeds_is_read_on_another():
         report.chosen_on_others(table[:1])
 
 
-def test_a_mean_and_its_interval_as_text():
-    mean, low, high = report.mean_interval(np.array([-0.001, -0.002, -0.004]))
-    expected = f"{mean * 1e3:.1f} ({low * 1e3:.1f} to {high * 1e3:.1f})".replace("-", "\N{MINUS SIGN}")
-    assert report.with_interval(np.array([-0.001, -0.002, -0.004]), scale=1e3) == expected
+def test_values_and_bounds_are_those_of_the_rows_asked_for():
+    columns = ["dataset", "variant", "seed", "metric", "value", "floor_mean", "floor_sd", "ceiling"]
+    rows = [("helix", "a", 0, "emd", 1.0, 0.5, 0.1, 9.0), ("helix", "a", 1, "emd", 2.0, 0.5, 0.1, 9.0)]
+    rows += [("helix", "b", 0, "emd", 3.0, 0.5, 0.1, 9.0), ("helix", "a", 0, "kl", 4.0, None, None, None)]
+    table = pd.DataFrame(rows, columns=columns)
+    assert report.per_seed(table, "helix", "emd", "a").to_dict() == {0: 1.0, 1: 2.0}
+    assert report.bounds(table, "helix", "emd").tolist() == [0.5, 0.1, 9.0]
+    with pytest.raises(ValueError, match="no kl of 'b'"):
+        report.per_seed(table, "helix", "kl", "b")
+    with pytest.raises(ValueError, match="no floor"):
+        report.bounds(table, "helix", "kl")

@@ -4,6 +4,8 @@ Kernels talk over IPC sockets: kernels that start side by side by TCP take each 
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from ddpmlab.lab.runner import watch_parent
+
 
 def main(job: str) -> int:
     """Execute the notebook that a job file describes; 1 if a cell raised."""
     described = json.loads(Path(job).read_text())
+    watch_parent(lambda: os.killpg(0, signal.SIGINT))
     transport = "tcp" if sys.platform == "win32" else "ipc"
     try:
         papermill.execute_notebook(
@@ -25,7 +30,6 @@ def main(job: str) -> int:
             kernel_name="python3",
             progress_bar=False,
             stderr_file=sys.stderr,
-            execution_timeout=described["time_limit"],
             store_widget_state=False,
             config=Config({"KernelManager": {"transport": transport}, "AsyncKernelManager": {"transport": transport}}),
         )

@@ -1,25 +1,38 @@
-"""One notebook through papermill, in a process of its own: `python -m ddpmlab.book.execute job.json`.
+"""One notebook through papermill, in a process of its own: `python -P ddpmlab/book/execute.py job.json`.
 
-Kernels talk over IPC sockets: kernels that start side by side by TCP take each other's ports now and then.
+Kernels talk over IPC sockets: kernels that start side by side by TCP take each other's ports now and then. It is a
+script and imports nothing of the package, which would import torch, for the kernel does that again.
 """
 
 import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from ddpmlab.lab.runner import watch_parent
+
+def end_with_parent() -> None:
+    """Interrupt this process, which ends its kernel, when the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(job: str) -> int:
     """Execute the notebook that a job file describes; 1 if a cell raised."""
     described = json.loads(Path(job).read_text())
-    watch_parent(lambda: os.killpg(0, signal.SIGINT))
+    end_with_parent()
     transport = "tcp" if sys.platform == "win32" else "ipc"
     try:
         papermill.execute_notebook(

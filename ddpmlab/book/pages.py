@@ -459,7 +459,7 @@ def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
 
     The process has a group of its own, which is ended after `limit` seconds and with this one's interrupt.
     """
-    command = [sys.executable, "-m", "ddpmlab.book.execute", str(job)]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), str(job)]
     with open(log, "ab") as out:
         before = log.stat().st_size
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from statistics import median
@@ -70,23 +70,18 @@ def over_seeds(runs: Iterable[Run], seeds: Iterable[int]) -> list[Run]:
 # --- the pool of this machine ----------------------------------------------------------------------------------
 
 
-def watch_parent(then: Callable[[], None]) -> None:
-    """Call something, in a thread, when the process that started this one is gone."""
+def _start_worker() -> None:
+    """One thread: bits that do not depend on the number of cores; an end with the parent; interrupts are its affair."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch():
         while os.getppid() == parent:
             time.sleep(0.5)
-        then()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _start_worker() -> None:
-    """One thread: bits that do not depend on the number of cores; an end with the parent; interrupts are its affair."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watch_parent(lambda: os._exit(1))
 
 
 _NO_RESTARTS = {"LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}  # bytes

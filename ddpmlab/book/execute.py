@@ -17,9 +17,8 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 
-def end_with_parent() -> None:
+def end_with(parent: int) -> None:
     """Interrupt this process, which ends its kernel, when the one that started it is gone."""
-    parent = os.getppid()
 
     def watch():
         while os.getppid() == parent:
@@ -32,7 +31,7 @@ def end_with_parent() -> None:
 def main(job: str) -> int:
     """Execute the notebook that a job file describes; 1 if a cell raised."""
     described = json.loads(Path(job).read_text())
-    end_with_parent()
+    end_with(described["parent"])
     transport = "tcp" if sys.platform == "win32" else "ipc"
     try:
         papermill.execute_notebook(

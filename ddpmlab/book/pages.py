@@ -389,7 +389,7 @@ def run_study(
     with tempfile.TemporaryDirectory(prefix=f"ddpmlab-{study}-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         page, job = folder / f"{study}.ipynb", folder / "job.json"
-        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder)}
+        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder), "parent": os.getpid()}
         job.write_text(json.dumps(described | {"parameters": dict(parameters)}))
         try:
             tail = _execute(job, folder, log or folder / "messages.log", limit)

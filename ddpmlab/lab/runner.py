@@ -290,7 +290,7 @@ def compute(
             futures[future := executor.submit(_work, payload(job))] = job
             seconds[future] = needed
         # a job counts by its expected seconds, so that the time left is an estimate
-        form = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         total = sum(seconds.values()) + len(references)
         with tqdm(total=total, desc=title, disable=not progress, mininterval=1.0, bar_format=form) as bar:
             for count, future in enumerate(_as_done(futures, executor), 1):

@@ -65,6 +65,8 @@ def _interrupted(signum, frame):
 
 
 def _run(project, studies, profile, overrides, force, where, into=None, dry_run=False) -> None:
+    import pooch
+
     from ddpmlab.book import batch, pages
     from ddpmlab.lab import cluster
 
@@ -72,6 +74,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
         for ending in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: what runs is ended, what was done is kept
             if signal.getsignal(ending) is signal.SIG_DFL:
                 signal.signal(ending, _interrupted)
+    pooch.get_logger().setLevel("WARNING")  # data that are not to be had are told in one line
     device, workers, scheduler = where
     cluster.use_device(device)
     todo = batch.plan(project, studies, profile, overrides, force)

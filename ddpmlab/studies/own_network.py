@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
 from torch import Tensor
 
+from ddpmlab import samplers
+from ddpmlab import schedules as forward
+from ddpmlab.data import make as make_law
 from ddpmlab.denoisers import ExactDenoiser
-from ddpmlab.lab import Run, Training, over_seeds, recipes
+from ddpmlab.lab import SCORES, Run, Training, over_seeds, recipes
 from ddpmlab.studies import HOMEWORK_LAWS, register
 from ddpmlab.studies.diffusion_steps import BETAS
 
@@ -36,6 +40,32 @@ class NonNegative(ExactDenoiser):
         return (x_t - sigma * noise.clamp_min(0)) / alpha
 
 
+def chains(steps: list[int], pairs: list, schedules: list[str]) -> dict[tuple[int, str], dict]:
+    """The schedules of tables 5, 7 and 8 as (table, row) -> named part."""
+    found = {(5, f"T={n}"): {"name": "linear", "n_steps": n, **BETAS} for n in steps}
+    found |= {(7, f"schedule={name}"): {"name": name} for name in schedules}
+    found |= {(8, f"lbeta={low:g};ubeta={up:g}"): {"name": "linear", "lbeta": low, "ubeta": up} for low, up in pairs}
+    return found
+
+
+def limits(law: str, steps: list[int], pairs: list, schedules: list[str], n: int, n_seeds: int) -> pd.DataFrame:
+    """What samples of `NonNegative` read in tables 5, 7 and 8: columns `table, row, seed, value` (`emd_128`).
+
+    Args:
+        law, steps, pairs, schedules: as in the study.
+        n: points of a sample.
+        n_seeds: samples of each.
+    """
+    dataset, rows, score = make_law(law).standardised(), [], SCORES["emd_128"]
+    test = dataset.split().test.double()
+    for (table, row), part in chains(steps, pairs, schedules).items():
+        denoiser = NonNegative(dataset, forward.make(**part))
+        for seed in range(n_seeds):
+            points = samplers.make("ddpm").sample(denoiser, n, seed=seed).double()
+            rows.append((table, row, seed, score.mean(points, test, seed)))
+    return pd.DataFrame(rows, columns=["table", "row", "seed", "value"])
+
+
 @register
 def own_network(
     steps: list[int],
@@ -46,43 +76,41 @@ def own_network(
     n_seeds: int,
     n_few_seeds: int,
 ) -> Iterator[Run]:
-    """Tables 1, 3, 5, 7 and 8 with a noise prediction that cannot be negative, and table 5 without that.
+    """Tables 1, 3, 5, 7 and 8 with a noise prediction that cannot be negative; 1, 5 and 8 with a linear output too.
 
-    The first of `epochs` is how long all tables but the first are trained. Tables 5 and 8 with the time as an input
-    have `n_seeds` seeds, everything else `n_few_seeds`.
+    Args:
+        steps, pairs, schedules: rows of tables 5, 8 (on the surface) and 7.
+        control_steps: rows of table 5 with a linear output and no time input.
+        epochs: rows of table 1; all other tables are trained for the first.
+        n_seeds: of tables 5 and 8 with the time as an input and a ReLU behind the output.
+        n_few_seeds: of everything else.
     """
     usual, long = Training(epochs=epochs[0]), Training(epochs=max(epochs), keep_epochs=tuple(epochs))
-    for law in HOMEWORK_LAWS:
-        for title, time in TIMES.items():
-            main, others = [], []
+    for title, time in TIMES.items():
+        many, few = [], []
 
-            def add(runs, name, config, step=None, title=title, output="ReLU behind the output", **factors):
-                factors = {"input": title, "output": output} | factors
-                suffix = title if output == "ReLU behind the output" else f"{title}, {output}"
-                runs.append(Run(f"{name}, {suffix}", config, step, factors))
+        def add(runs, table, row, law, output="relu", hidden=MODELS[-1], training=usual, step=None, **changes):
+            own = network(time, output, hidden)  # noqa: B023
+            config = recipes.homework(law, network=own, training=training, **changes)
+            behind = next(name for name, value in OUTPUTS.items() if value == output)
+            factors = {"table": table, "row": row, "input": title, "output": behind}  # noqa: B023
+            runs.append(Run(f"table {table}: {row}, {title}, {behind}", config, step, factors))  # noqa: B023
 
-            def config(law=law, time=time, output="relu", hidden=MODELS[-1], training=usual, **changes):
-                own = network(time, output, hidden)
-                return recipes.homework(law, network=own, training=training, **changes)
-
-            trained_long = config(training=long)
-            for e in epochs:
-                step = long.step_of(e, trained_long.data.n_train)
-                add(others, f"epochs={e}", trained_long, step, table=1, epochs=e)
+        for law in HOMEWORK_LAWS:
+            for (table, row), part in chains(steps, pairs if law == "sin_5_5" else [], schedules).items():
+                if table == 7:
+                    add(few, table, row, law, schedule=part, metrics=("emd_128", "course_nll"))
+                else:
+                    add(many, table, row, law, schedule=part)
+                    if time == "scalar" or part.get("n_steps") in control_steps:
+                        add(few, table, row, law, output=None, schedule=part)
             for i, hidden in enumerate(MODELS, 1):
-                add(others, f"model={i}", config(hidden=hidden), table=3, model=i)
-            for n in steps:
-                linear = {"name": "linear", "n_steps": n, **BETAS}
-                add(main, f"T={n}", config(schedule=linear), table=5, T=n)
-            for n in control_steps:
-                linear = {"name": "linear", "n_steps": n, **BETAS}
-                made = config(schedule=linear, output=None)
-                add(others, f"T={n}", made, output="linear output", table=5, T=n)
-            for name in schedules:
-                made = config(schedule={"name": name}, metrics=("emd_128", "course_nll"))
-                add(others, f"schedule={name}", made, table=7, schedule=name)
-            for low, up in pairs if law == "sin_5_5" else ():
-                linear = {"name": "linear", "lbeta": low, "ubeta": up}
-                add(main, f"lbeta={low:g};ubeta={up:g}", config(schedule=linear), table=8, lbeta=low, ubeta=up)
-            yield from over_seeds(main, range(n_seeds if time == "scalar" else n_few_seeds))
-            yield from over_seeds(others, range(n_few_seeds))
+                add(few, 3, f"model={i}", law, hidden=hidden)
+        for law in HOMEWORK_LAWS:
+            n_points = recipes.homework(law).data.n_train
+            for output in ("relu", None) if time == "scalar" else ("relu",):
+                for e in epochs:
+                    step = long.step_of(e, n_points)
+                    add(few, 1, f"epochs={e}", law, output=output, training=long, step=step)
+        yield from over_seeds(many, range(n_seeds if time == "scalar" else n_few_seeds))
+        yield from over_seeds(few, range(n_few_seeds))

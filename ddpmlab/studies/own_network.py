@@ -59,7 +59,7 @@ def limits(law: str, steps: list[int], pairs: list, schedules: list[str], n: int
     dataset, rows, score = make_law(law).standardised(), [], SCORES["emd_128"]
     test = dataset.split().test.double()
     for (table, row), part in chains(steps, pairs, schedules).items():
-        denoiser = NonNegative(dataset, forward.make(**part))
+        denoiser = NonNegative(dataset, forward.SCHEDULES.build(part))
         for seed in range(n_seeds):
             points = samplers.make("ddpm").sample(denoiser, n, seed=seed).double()
             rows.append((table, row, seed, score.mean(points, test, seed)))

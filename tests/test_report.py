@@ -33,3 +33,13 @@ def test_a_claim_is_reproduced_only_if_its_whole_interval_is_above_zero():
     assert wide["verdict"] == "not reproduced"
     _, low, high = report.mean_interval(clear)
     assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))
+
+
+def test_a_claim_may_name_its_score(tmp_path):
+    plain = report.claim("a", "source", "claim", "1", np.array([1.0, 1.2]))
+    named = report.claim("b", "source", "claim", "1", np.array([1.0, 1.2]), dataset="helix", metric="emd_128")
+    saved = report.save_claims([plain], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS
+    saved = report.save_claims([plain, named], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS + report.SCORE_COLUMNS
+    assert saved["metric"].tolist() == ["", "emd_128"]

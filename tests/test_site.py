@@ -127,7 +127,9 @@ def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
     for cells, claim in zip(shown, claims.to_dict("records"), strict=True):
         assert cells[2] == sphinx_ext.display(claim["published"])
         assert cells[3].startswith(sphinx_ext.number(claim["measured"]))
-        assert cells[4].replace(" (under revision)", "") == claim["verdict"]
+        ends = sphinx_ext.limits(RESULTS, claim)
+        assert cells[4:6] == ["\N{EN DASH}" if end is None else sphinx_ext.number(f"{end:g}") for end in ends]
+        assert cells[6].replace(" (under revision)", "") == claim["verdict"]
     # filtered by verdict, then by words
     page.locator(".verdicts-tools select").nth(1).select_option("artefact")
     assert page.locator(".verdicts tbody tr:visible").count() == (claims.verdict == "artefact").sum()
@@ -136,12 +138,40 @@ def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
     wanted = claims.claim.str.contains("dropout") & claims.claim.str.contains("helix")
     assert page.locator(".verdicts tbody tr:visible").count() == wanted.sum()
     page.locator(".verdicts-tools input").fill("")
-    # sorted by measured value, up and down
+    # sorted by measured value, up and down, by keyboard
+    page.locator(".verdicts thead th").nth(3).get_by_role("button").focus()
     for direction in (1, -1):
-        page.locator(".verdicts thead th").nth(3).get_by_role("button").click()
+        page.keyboard.press("Enter")
         texts = page.locator(".verdicts tbody tr td:nth-child(4)").all_text_contents()
         values = [float(text.split(" ")[0].replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
         assert values == sorted(values, reverse=direction < 0)
+
+
+def test_floor_and_ceiling_of_a_claim_are_those_of_its_score(tmp_path):
+    head = "study,dataset,variant,seed,metric,n,value,floor_mean,floor_sd,ceiling,p_value"
+    (tmp_path / "a.csv").write_text(
+        f"{head}\na,helix,x,0,emd_128,128,60,50,8,100,\na,helix,x,1,emd_128,128,60,52,8,104,\n"
+        f"a,sin_5_5,x,0,emd_128,128,60,1,8,2,\na,helix,x,0,kl,,0.5,,,,\na,helix,x,0,frechet_distance,9,1,2,,3,\n"
+        f"a,helix,x,0,frechet_distance_2048,2048,1,4,,5,\n"
+    )
+    (tmp_path / "b.csv").write_text(
+        f"{head}\nb,two_moons,x,0,energy_distance,9,1,2,,3,\nb,two_moons,x,0,energy_distance_published,,1,,,,\n"
+        f"b,two_moons,perfect sampler,0,energy_distance_published,,0.25,,,,\n"
+    )
+    (tmp_path / "scores.csv").write_text(
+        f"{head}\nscores,two_moons,pure noise,0,energy_distance_published,,0.75,,,,\n"
+    )
+
+    def limits(page, claim, source="homework-report", **fields):
+        return sphinx_ext.limits(tmp_path, {"page": page, "claim": claim, "source": source, **fields})
+
+    assert limits("a", "fall of the EMD (helix)") == (51.0, 102.0)
+    assert limits("a", "fall of the path KL, nats (helix)") == (0.0, None)
+    assert limits("a", "fall of the Fréchet distance (helix), n = 2,048") == (4.0, 5.0)
+    assert limits("a", "says nothing (helix)") == (None, None)
+    assert limits("a", "says nothing", dataset="sin_5_5", metric="emd_128") == (1.0, 2.0)
+    assert limits("b", "fall of the energy distance, %", "two-moons-report") == (0.25, 0.75)
+    assert limits("b", "fall of the energy distance, %") == (2.0, 3.0)
 
 
 def test_claims_by_name_are_an_error_where_there_are_none():

@@ -48,6 +48,23 @@ LAWS = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
 """Names of the laws as the book's prose says them."""
 _INTERVAL = ("ci_low", "ci_high")
 
+_SCORES = {
+    "EMD": "emd_128",
+    "course NLL": "course_nll",
+    "energy distance": "energy_distance",
+    "path KL": "kl",
+    "chain KL": "chain_kl",
+    "sliced W1": "sliced_wasserstein",
+    "MMD": "mmd",
+    "C2ST": "c2st_accuracy",
+    "Fréchet distance": "frechet_distance",
+    "class accuracy": "class_accuracy",
+    "NLL": "nll_gap",
+}
+"""How claims name a score, the more specific first, and its metric in the tables."""
+_EXACT_AT_ZERO = ("kl", "chain_kl", "nll_gap")
+"""Divergences from the exact denoiser: their floor is 0, and they have no ceiling."""
+
 
 def number(text: str, digits: int = 3) -> str:
     """A number of a table as prose prints it: `digits` significant ones, no exponent, a true minus; text stays.
@@ -69,13 +86,17 @@ def display(text: str) -> str:
     return re.sub("|".join(LAWS), lambda name: LAWS[name[0]], text)
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV as text; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_claims(results: Path) -> dict[str, dict[str, str]]:
     """Rows of `claims.csv` by id, as text."""
-    path = results / "claims.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["id"]: row for row in csv.DictReader(file)}
+    return {row["id"]: row for row in read_table(results / "claims.csv")}
 
 
 def read_revisions(book: Path) -> list[dict]:
@@ -89,6 +110,49 @@ def rehearsed(results: Path) -> bool:
     path = results / "provenance.json"
     notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return any(note.get("profile") != "full" for note in notes.values())
+
+
+def score_of(claim: dict[str, str], rows: list[dict[str, str]]) -> tuple[str, str]:
+    """Law and metric that a claim is about: its fields `dataset` and `metric`, or what its words name.
+
+    Args:
+        claim: a row of `claims.csv`.
+        rows: the table of its page. A law that the claim does not name is the only one there. Where the table has the
+            score by the two-moons report's own convention, or at the number of points that the claim names, it is that.
+    """
+    words, found = claim["claim"], {row["dataset"] for row in rows}
+    law = claim.get("dataset") or next((name for name in found if name in words), "")
+    law = law or (found.pop() if len(found) == 1 else "")
+    metric = claim.get("metric") or next((metric for name, metric in _SCORES.items() if name in words), "")
+    size, read = re.search(r"n = ([\d,]+)", words), {row["metric"] for row in rows}
+    own = f"{metric}_published" if claim["source"].startswith("two-moons") else ""
+    sized = f"{metric}_{size[1].replace(',', '')}" if size else ""
+    return law, next((name for name in (own, sized) if name in read), metric)
+
+
+def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | None]:
+    """Floor and ceiling of the score that a claim is about, in the score's own unit, from its page's table.
+
+    They are the means of the columns `floor_mean` and `ceiling`; of a score without them, those of the rows `perfect
+    sampler` and `pure noise`, there or in `scores.csv`. A divergence from the exact denoiser has the floor 0. What no
+    table has is None.
+    """
+    page = read_table(results / f"{claim['page']}.csv")
+    law, metric = score_of(claim, page)
+
+    def mean(column: str, variant: str) -> float | None:
+        for table in (page, read_table(results / "scores.csv")):
+            rows = [row for row in table if row["dataset"] == law and row["metric"] == metric]
+            for values in (
+                [row[column] for row in rows if row[column]],
+                [row["value"] for row in rows if row["variant"] == variant],
+            ):
+                if values:
+                    return sum(map(float, values)) / len(values)
+        return None
+
+    floor = 0.0 if metric in _EXACT_AT_ZERO else mean("floor_mean", "perfect sampler")
+    return floor, None if metric in _EXACT_AT_ZERO else mean("ceiling", "pure noise")
 
 
 def claim_field(row: dict[str, str], field: str) -> str:
@@ -172,13 +236,13 @@ def _page_link(study: str, text: str = "") -> str:
 
 
 class Verdicts(_Table):
-    """Every claim: published against measured, interval, verdict, evidence."""
+    """Every claim: published against measured, interval, floor and ceiling of its score, verdict, evidence."""
 
     def run(self):
         self.depend("results/claims.csv", "under_revision.yml")
         revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
-        rows = []
-        for id, row in read_claims(self.book / "results").items():
+        rows, results = [], self.book / "results"
+        for id, row in read_claims(results).items():
             claim, published, measured, interval = (
                 _plain(claim_field(row, field)) for field in ("claim", "published", "measured", "interval")
             )
@@ -186,9 +250,11 @@ class Verdicts(_Table):
             report = f"{source.replace('-', ' ')}{_plain(place)}"
             verdict = _page_link(row["page"], row["verdict"] + (" (under revision)" if id in revised else ""))
             between = f" ({interval})" if interval != "\N{EN DASH}" else ""
-            rows.append([claim, report, published, measured + between, verdict])
-        head = ["claim", "report", "published", "measured (95% interval)", "verdict, with its evidence"]
-        return self.table(head, rows)
+            ends = ["\N{EN DASH}" if end is None else number(f"{end:g}") for end in limits(results, row)]
+            rows.append([claim, report, published, measured + between, *ends, verdict])
+            self.depend(f"results/{row['page']}.csv")
+        head = ["claim", "report", "published", "measured (95% interval)", "floor", "ceiling"]
+        return self.table([*head, "verdict, with its evidence"], rows)
 
 
 class UnderRevision(_Table):

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The folder of the committed book, rendered; no test may write into it."""
+    """The folder of the committed book, rendered (`$DDPMLAB_SITE` if set, to try a test without waiting for that)."""
+    if os.environ.get("DDPMLAB_SITE"):
+        return Path(os.environ["DDPMLAB_SITE"])
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "site"
     folder.mkdir(exist_ok=True)

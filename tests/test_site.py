@@ -20,7 +20,7 @@ MEBIBYTE = 2**20
 
 
 def pages(site: Path) -> list[Path]:
-    return sorted(p for p in site.rglob("*.html") if "_static" not in p.parts)
+    return sorted(p for p in site.rglob("*.html") if "_static" not in p.parts and p.name != "whole-book.html")
 
 
 class _Anchors(HTMLParser):

@@ -221,7 +221,7 @@ def test_a_claim_holds_if_its_interval_lies_above_zero():
     assert found["measured"] == "1.1"
     assert 0.9 < found["ci_low"] < 1.1 < found["ci_high"] < 1.3
     wider = report.claim("id", "source", "text", "2", values, error=1.0)
-    assert wider["verdict"] == "not reproduced"
+    assert wider["verdict"] == "not resolved"
     assert wider["ci_high"] - 1.1 == pytest.approx(math.hypot(found["ci_high"] - 1.1, 1.96))
 
 

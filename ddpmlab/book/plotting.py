@@ -29,7 +29,8 @@ METRIC_TITLES = {
     "kl": "path KL (nats)",
     "energy_distance": "energy distance (squared)",
 }
-LAW_TITLES = {"sin_5_5": "sin_5_5 (surface)", "helix": "helix (curve)", "two_moons": "two moons"}
+LAW_TITLES = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
+"""Names of the laws on pages; those of the tables stay in the tables."""
 
 
 def use_style() -> None:

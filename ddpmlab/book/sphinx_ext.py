@@ -23,13 +23,11 @@ import importlib
 import importlib.util
 import inspect
 import json
-import math
 import pkgutil
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from decimal import Decimal
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -44,10 +42,11 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
+from ddpmlab.book.plotting import LAW_TITLES
+from ddpmlab.book.report import number
+
 log = logging.getLogger(__name__)
 
-LAWS = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
-"""Names of the laws as the book's prose says them."""
 _INTERVAL = ("ci_low", "ci_high")
 
 _SCORES = {
@@ -68,24 +67,9 @@ _EXACT_AT_ZERO = ("kl", "chain_kl", "nll_gap")
 """Divergences from the exact denoiser: their floor is 0, and they have no ceiling."""
 
 
-def number(text: str, digits: int = 3) -> str:
-    """A number of a table as prose prints it: `digits` significant ones, no exponent, a true minus; text stays.
-
-    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`, `no value` -> `no value`.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    if not math.isfinite(value):
-        return text
-    rounded = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else format(Decimal(f"{value:.{digits}g}"), "f")
-    return rounded.replace("-", "\N{MINUS SIGN}")
-
-
 def display(text: str) -> str:
     """A claim's words with the laws' prose names in place of those of the tables."""
-    return re.sub("|".join(LAWS), lambda name: LAWS[name[0]], text)
+    return re.sub("|".join(LAW_TITLES), lambda name: LAW_TITLES[name[0]], text)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -283,6 +283,7 @@ def test_symbols_are_found_in_formulas():
     ]
     assert sphinx_ext.symbols_in(r"\bar\alpha_T", patterns) == [r"\bar\alpha_t"]
     assert sphinx_ext.symbols_in(r"\hat\sigma / \mathrm{SNR}_{t}", patterns) == [r"\hat\sigma_t", r"\mathrm{SNR}_t"]
+    assert sphinx_ext.symbols_in(r"\alpha\,\varepsilon - \sigma x_0", patterns) == [r"\alpha_t", r"\sigma_t", "x_0"]
     assert sphinx_ext.symbols_in(r"|D - D^\ast|", patterns) == ["D", r"D^\ast"]
     assert sphinx_ext.symbols_in(r"\mathrm{ED}^2 + n", patterns) == []
 

@@ -530,8 +530,8 @@ def _link_terms(app, doctree, docname: str) -> None:
 
 
 def _normal(tex: str) -> str:
-    """A formula's source without its spaces and with the last time called t."""
-    return re.sub(r"\s+|\\[,;!]", "", tex).replace("_T", "_t").replace("_{t}", "_t")
+    """A formula's source without spaces, but for those between letters, and with the last time called t."""
+    return re.sub(r"\\[,;!]|(?<![A-Za-z])\s+|\s+(?![A-Za-z])", "", tex).replace("_T", "_t").replace("_{t}", "_t")
 
 
 def _symbol_rows(doctree) -> Iterator[tuple[str, list[str], nodes.Node]]:

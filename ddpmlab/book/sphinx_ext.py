@@ -260,6 +260,12 @@ def chosen_claim(results: Path, page: str, patterns: list[str]) -> dict[str, str
     return None
 
 
+def short_effect(claim: str) -> str:
+    """What a claim measures, without its circumstances: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`."""
+    effect = re.sub(r" ?\([^)]*\)", "", display(claim).rpartition(": ")[2])
+    return effect.partition(",")[0] + (", %" if effect.endswith("%") else "")
+
+
 class Answers(_Table):
     """A question a line, `question | page | ids or patterns of the claim that answers it`, as a table with verdicts."""
 
@@ -276,7 +282,7 @@ class Answers(_Table):
             if row is None:
                 rows.append([link, *["\N{EN DASH}"] * 4])
                 continue
-            effect = _plain(display(row["claim"]).rpartition(": ")[2])
+            effect = _plain(short_effect(row["claim"]))
             published, measured, interval = (_plain(claim_field(row, f)) for f in ("published", "measured", "interval"))
             verdict = row["verdict"] + (" (under revision)" if row["id"] in revised else "")
             between = f" ({interval})" if interval != "\N{EN DASH}" else ""

@@ -261,7 +261,7 @@ def chosen_claim(results: Path, page: str, patterns: list[str]) -> dict[str, str
 
 
 def short_effect(claim: str) -> str:
-    """What a claim measures, without its circumstances: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`."""
+    """What a claim measures, in short: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`."""
     effect = re.sub(r" ?\([^)]*\)", "", display(claim).rpartition(": ")[2])
     return effect.partition(",")[0] + (", %" if effect.endswith("%") else "")
 

@@ -106,6 +106,49 @@ def claim(
     return found | {"verdict": verdict, **{k: v for k, v in (("dataset", dataset), ("metric", metric)) if v}}
 
 
+def per_seed(table: pd.DataFrame, law: str, metric: str, variant: str) -> pd.Series:
+    """The values of a tidy table's one variant, law and metric, by seed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & (table.variant == variant)]
+    if rows.empty:
+        raise ValueError(f"no {metric} of {variant!r} on {law}; its variants: {list(table.variant.unique())}")
+    return rows.set_index("seed")["value"]
+
+
+def bounds(table: pd.DataFrame, law: str, metric: str) -> pd.Series:
+    """`floor_mean`, `floor_sd` and `ceiling` of a score on a law, from a tidy table.
+
+    Raises:
+        ValueError: the score has none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & table.floor_mean.notna()]
+    if rows.empty:
+        raise ValueError(f"{metric} on {law} has no floor in this table")
+    return rows.iloc[0][["floor_mean", "floor_sd", "ceiling"]]
+
+
+def chosen_on_others(table: pd.DataFrame, best: str = "min") -> np.ndarray:
+    """One value per row (seed) of the column that is best by the mean of all *other* rows: selection apart from test.
+
+    Args:
+        table: a row per seed, a column per candidate.
+        best: `min` or `max`.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(table) < 2:
+        raise ValueError(f"{len(table)} row; choosing on other seeds needs at least 2")
+    found = []
+    for seed in table.index:
+        others = table.drop(index=seed).mean()
+        found.append(table.loc[seed, others.idxmin() if best == "min" else others.idxmax()])
+    return np.array(found)
+
+
 def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
     """Save the claims that a page settles and show them, in their order, with the laws' display names."""
     saved = save_claims(rows, results, page)

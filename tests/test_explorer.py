@@ -260,6 +260,10 @@ def test_keys_and_pointer_on_the_picture(built, open_page):
     scale = min(box["width"] / 2, box["height"]) / 2 / 2.9
     opened.mouse.click(box["x"] + box["width"] / 4 + x * scale, box["y"] + box["height"] / 2 - y * scale)
     assert len(state(opened, "picked")) == 1
+    zoom = state(opened, "camera")[2]
+    opened.mouse.wheel(0, -100)  # the picture has the focus: it comes nearer
+    opened.wait_for_function(f"{ROOT_NODE}.explorer.state.camera[2] > {zoom}")
+    opened.keyboard.press("0")
     # a drag moves a plane and turns space
     opened.mouse.move(box["x"] + 100, box["y"] + 100)
     opened.mouse.down()
@@ -438,15 +442,24 @@ def test_the_numbers_shown_are_those_of_the_package(whole, open_page):
 
 def test_an_address_shows_the_same_picture_again(built, open_page):
     opened = settle(open_page(built))
-    opened.locator("[data-key=a_steps]").fill("6")
-    opened.locator("[data-key=a_steps]").press("Tab")
+    for side, steps in (("a", 6), ("b", 7)):
+        opened.locator(f"[data-key={side}_steps]").fill(str(steps))
+        opened.locator(f"[data-key={side}_steps]").press("Tab")
     opened.locator("[data-key=target]").select_option("level")
-    opened.locator("[data-key=progress]").fill("0.5")
     settle(opened)
-    opened.wait_for_function("location.hash.includes('progress=0.5')")
+    opened.get_by_role("button", name="To noise").click()
+    opened.get_by_role("button", name="One step on").click()
+    opened.locator(".ddx-canvas").focus()
+    for key in ("+", "ArrowLeft", "ArrowUp"):
+        opened.keyboard.press(key)
+    settle(opened)
+    opened.wait_for_function("location.hash.includes('progress=0.142857142857')")
     link = opened.evaluate("location.href")
     again = settle(open_page(link))
     assert picture(again) == picture(opened)
+    assert numbers(again) == numbers(opened)
+    both = [page.evaluate(f"{ROOT_NODE}.explorer.state") for page in (again, opened)]
+    assert both[0] == both[1]
     assert state(again, "a_steps") == 6
     # the button puts it into the address bar, and onto the clipboard where it may
     opened.get_by_role("button", name="Copy link to this view").click()
@@ -861,9 +874,20 @@ def test_the_widget_exports_what_the_engine_knows_and_keeps_the_rest():
     assert widget.a_steps == 5
     surface = _explorer(Odd3(schedule), data.make("sin_5_5").standardised())
     assert surface.catalogue["laws"]["law"]["exact"] == "remote"
+    mine = _explorer(Odd(schedule), Mine()).catalogue["laws"]["law"]
+    assert (mine["title"], mine["exact"], mine["points"]["shape"]) == ("Mine", False, [40, 2])
     bundle = widget._repr_mimebundle_()[0]
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "ddx-host" in bundle["text/html"]
+
+
+class Mine:
+    """A dataset of nobody's package: points alone."""
+
+    shape = (2,)
+
+    def split(self):
+        return torch.randn(40, 2), torch.randn(9, 2)
 
 
 class Odd3(Odd):
@@ -901,6 +925,11 @@ def test_the_widget_refuses_what_does_not_fit():
         _explorer(Odd3(schedule), law)
     with pytest.raises(TypeError, match="need a denoiser"):
         _explorer({"net": networks.make("mlp", shape=(2,))}, law)
+    for wrong in ("two_moons", torch.randn(30, 2)):
+        with pytest.raises(TypeError, match="need a dataset"):
+            _explorer(Odd(schedule), wrong)
+    with pytest.raises(ValueError, match="draws 1 to 3 coordinates"):
+        _explorer(Odd(schedule), data.make("gaussian", mean=[0.0] * 5))
 
 
 NOTEBOOK = """

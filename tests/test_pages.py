@@ -237,7 +237,7 @@ def test_a_claim_holds_if_its_interval_lies_above_zero():
     assert found["measured"] == "1.1"
     assert 0.9 < found["ci_low"] < 1.1 < found["ci_high"] < 1.3
     wider = report.claim("id", "source", "text", "2", values, error=1.0)
-    assert wider["verdict"] == "not reproduced"
+    assert wider["verdict"] == "not resolved"
     assert wider["ci_high"] - 1.1 == pytest.approx(math.hypot(found["ci_high"] - 1.1, 1.96))
 
 
@@ -255,7 +255,7 @@ def test_committed_pages_are_full_profile_clean_and_complete():
     manifest = Project(ROOT).manifest()
     provenance = json.loads((ROOT / "book" / "results" / "provenance.json").read_text())
     claims = pd.read_csv(ROOT / "book" / "results" / "claims.csv")
-    assert claims.columns.tolist() == list(report.CLAIM_COLUMNS)
+    assert claims.columns[: len(report.CLAIM_COLUMNS)].tolist() == list(report.CLAIM_COLUMNS)
     assert claims.id.is_unique
     assert set(claims.verdict) <= set(report.VERDICTS)
     assert set(claims.page) <= set(manifest)

@@ -29,7 +29,17 @@ METRIC_TITLES = {
     "kl": "path KL (nats)",
     "energy_distance": "energy distance (squared)",
 }
-LAW_TITLES = {"sin_5_5": "sin_5_5 (surface)", "helix": "helix (curve)", "two_moons": "two moons"}
+LAW_TITLES = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
+"""Names of the laws on pages; those of the tables stay in the tables."""
+SCHEDULE_TITLES = {"scaled_linear": "scaled linear"}
+"""Schedules whose name in configs is not the one to read."""
+SOLVER_TITLES = {"ddpm": "ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}
+
+
+def schedule_title(name: str) -> str:
+    """A schedule as a page says it; a dagger behind its name stays."""
+    plain = name.rstrip("†")
+    return SCHEDULE_TITLES.get(plain, plain) + name[len(plain) :]
 
 
 def use_style() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ddpmlab.book.plotting import LAW_TITLES
 from ddpmlab.files import atomic
 from ddpmlab.lab.runner import COLUMNS
 from ddpmlab.lab.source import package_hash, versions
-from ddpmlab.lab.stages import device_name
+from ddpmlab.lab.stages import device_name, train_key
+from ddpmlab.studies import Study
 
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
+SCORE_COLUMNS = ("dataset", "metric")
 VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")
 
 
@@ -55,12 +59,15 @@ def save_claims(rows: list[dict[str, Any]], results: str | Path, page: str) -> p
     """Write the claims that a page settles to `<results>/<page>.claims.csv` and return them.
 
     Args:
-        rows: one mapping per claim with every column of `CLAIM_COLUMNS` but `page`.
+        rows: one mapping per claim with every column of `CLAIM_COLUMNS` but `page`; those of `SCORE_COLUMNS` are
+            kept where a claim has them.
 
     Raises:
         ValueError: an unknown verdict or a missing column.
     """
-    table = pd.DataFrame([{**row, "page": page} for row in rows], columns=list(CLAIM_COLUMNS))
+    columns = [*CLAIM_COLUMNS, *(name for name in SCORE_COLUMNS if any(row.get(name) for row in rows))]
+    table = pd.DataFrame([{**dict.fromkeys(columns[len(CLAIM_COLUMNS) :], ""), **row, "page": page} for row in rows])
+    table = table.reindex(columns=columns)
     if table.isna().any(axis=None):
         raise ValueError(f"claims of {page} lack {list(table.columns[table.isna().any()])}")
     unknown = set(table["verdict"]) - set(VERDICTS)
@@ -79,28 +86,138 @@ def claim(
     values: np.ndarray,
     verdict: str | None = None,
     error: float = 0.0,
+    dataset: str = "",
+    metric: str = "",
 ) -> dict[str, Any]:
     """A row of `save_claims` from one value per seed, with their mean and its 95% interval.
 
     Args:
         id, source, claim, published: as in `CLAIM_COLUMNS`; the claim says that the values are positive.
         values: one effect per seed.
-        verdict: one of `VERDICTS`; if omitted, `reproduced` where the interval lies above zero.
+        verdict: one of `VERDICTS`; if omitted, `reproduced` where the interval lies above zero, `not reproduced` where
+            it lies below, `not resolved` where it holds zero.
         error: standard error that all seeds share, such as that of the points they are scored on; widens the interval.
+        dataset, metric: the score whose floor and ceiling stand beside the claim; what its words name if omitted.
     """
     mean, low, high = mean_interval(values)
     low, high = mean - math.hypot(mean - low, 1.96 * error), mean + math.hypot(high - mean, 1.96 * error)
-    verdict = verdict or ("reproduced" if low > 0 else "not reproduced")
+    verdict = verdict or ("reproduced" if low > 0 else "not reproduced" if high < 0 else "not resolved")
     found = dict(zip(CLAIM_COLUMNS, (id, source, claim, published, f"{mean:.3g}", low, high), strict=False))
-    return found | {"verdict": verdict}
+    return found | {"verdict": verdict, **{k: v for k, v in (("dataset", dataset), ("metric", metric)) if v}}
+
+
+def per_seed(table: pd.DataFrame, law: str, metric: str, variant: str) -> pd.Series:
+    """The values of a tidy table's one variant, law and metric, by seed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & (table.variant == variant)]
+    if rows.empty:
+        raise ValueError(f"no {metric} of {variant!r} on {law}; its variants: {list(table.variant.unique())}")
+    return rows.set_index("seed")["value"]
+
+
+def bounds(table: pd.DataFrame, law: str, metric: str) -> pd.Series:
+    """`floor_mean`, `floor_sd` and `ceiling` of a score on a law, from a tidy table.
+
+    Raises:
+        ValueError: the score has none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & table.floor_mean.notna()]
+    if rows.empty:
+        raise ValueError(f"{metric} on {law} has no floor in this table")
+    return rows.iloc[0][["floor_mean", "floor_sd", "ceiling"]]
+
+
+def chosen_on_others(table: pd.DataFrame, best: str = "min") -> np.ndarray:
+    """One value per row (seed) of the column that is best by the mean of all *other* rows: selection apart from test.
+
+    Args:
+        table: a row per seed, a column per candidate.
+        best: `min` or `max`.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(table) < 2:
+        raise ValueError(f"{len(table)} row; choosing on other seeds needs at least 2")
+    found = []
+    for seed in table.index:
+        others = table.drop(index=seed).mean()
+        found.append(table.loc[seed, others.idxmin() if best == "min" else others.idxmax()])
+    return np.array(found)
 
 
 def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
-    """Save the claims that a page settles and show them, in their order."""
+    """Save the claims that a page settles and show them, in their order, with the laws' display names."""
     saved = save_claims(rows, results, page)
-    interval = [f"{low:.3g} to {high:.3g}" for low, high in zip(saved["ci_low"], saved["ci_high"], strict=True)]
-    shown = saved[["claim", "published"]].assign(**{"measured": saved["measured"], "95% interval": interval})
-    return show(shown.assign(verdict=saved["verdict"]))
+    named = saved["claim"].replace(LAW_TITLES, regex=True)
+    measured = [
+        number(float(mean)) if low == high else between(float(mean), low, high)
+        for mean, low, high in zip(saved["measured"], saved["ci_low"], saved["ci_high"], strict=True)
+    ]
+    return show(pd.DataFrame({"claim": named, "published": saved["published"].map(number), "measured": measured,
+                              "verdict": saved["verdict"]}))  # fmt: skip
+
+
+def number(value: float | str, digits: int = 3) -> str:
+    """A number as pages print it: `digits` significant ones, no exponent, a true minus; words stay as they are.
+
+    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`.
+    """
+    try:
+        value = float(value)
+    except ValueError:
+        return str(value)
+    if not math.isfinite(value):
+        return "–"
+    large = abs(value) >= 10 ** (digits - 1)
+    text = f"{value:,.0f}" if large else format(Decimal(f"{value:.{digits}g}"), "f")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _decimals(scale: float, digits: int) -> int:
+    """Decimals at which a number of this scale has so many significant digits; none from 100 on."""
+    return max(0, digits - 1 - math.floor(math.log10(scale))) if scale > 0 and math.isfinite(scale) else 0
+
+
+def between(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """A mean and its interval, to `digits` significant ones of its half-width: `1.70 (1.35 to 2.05)`."""
+    decimals = min(_decimals((high - low) / 2 or abs(mean), digits), 6)
+    low, mean, high = (f"{v:,.{decimals}f}".replace("-", "\N{MINUS SIGN}") for v in (low, mean, high))
+    return f"{mean} ({low} to {high})"
+
+
+def interval(values: np.ndarray, digits: int = 2) -> str:
+    """The mean of independent values and its 95% interval by Student's t as text, see `between`."""
+    return between(*mean_interval(values), digits=digits)
+
+
+def spread(values: np.ndarray, digits: int = 2) -> str:
+    """Mean ± standard deviation of independent values as text, to the decimals of the standard deviation."""
+    values = np.asarray(values, dtype=float)
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    decimals = min(_decimals(sd if len(values) > 1 else abs(values.mean()), digits), 3)
+    if abs(values.mean()) >= 20:  # two or three digits are enough for a score of tens
+        decimals = min(decimals, 1 if abs(values.mean()) < 100 else 0)
+    mean = f"{values.mean():,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{mean} ± {sd:.{decimals}f}" if len(values) > 1 else mean
+
+
+def reproduce(study: Study, profile: str):
+    """How to run a page again and what that takes: command, trainings, seeds, device, minutes of training."""
+    seeds = sorted({run.config.seed for run in study.runs})
+    networks = {train_key(run.config) for run in study.runs if run.config.denoiser == "network"}
+    rows = {
+        "command": f"ddpmlab run {study.name} --profile {profile}",
+        "runs": f"{len(study.runs):,} of {len(networks):,} trainings",
+        "seeds": f"{seeds[0]} to {seeds[-1]}",
+        "device": device_name(),
+        "training, on one core": f"{study.status().seconds / 60:,.0f} minutes",
+        "code": package_hash(),
+    }
+    return show(pd.Series(rows, name="this run").to_frame().rename_axis("to reproduce this page"))
 
 
 def summary(table: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:

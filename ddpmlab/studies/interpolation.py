@@ -1,16 +1,20 @@
 """From a half sleeve to a full one: networks that saw three quarters, and one that did not."""
 
+from collections.abc import Iterator
 from functools import cached_property
 
 from torch import Tensor
 
 from ddpmlab.data.dataset import Split
 from ddpmlab.data.fashion_mnist import FashionMNIST
-from ddpmlab.lab import Experiment, recipes
+from ddpmlab.lab import Experiment, Run, recipes
 from ddpmlab.metrics import sleeves
+from ddpmlab.studies import register
 
 HALF = {"name": "unet", "widths": [32, 64], "refine": 16, "n_classes": 10}
 """The U-Net of half the width."""
+SAW, NEVER_SAW = "all tops", "none between 0.5 and 0.9"
+"""Names of what a half-width network saw."""
 
 
 class WithoutThreeQuarters(FashionMNIST):
@@ -37,3 +41,18 @@ def half_width(n_steps: int, withheld: bool, seed: int = 0, **changes) -> Experi
     """The half-width network on all pictures, or on those without three-quarter sleeves."""
     dataset = f"{__name__}:WithoutThreeQuarters" if withheld else "fashion_mnist"
     return recipes.fashion_mnist(n_steps, dataset=dataset, network=HALF, seed=seed, **changes)
+
+
+@register
+def interpolation(half_steps: int, half_seeds: int) -> Iterator[Run]:
+    """The half-width network with and without three-quarter sleeves, and one picture of each class by each.
+
+    Args:
+        half_steps: optimiser steps of each; 0 for none.
+        half_seeds: trainings of each.
+    """
+    sampler = {"name": "dpmpp_2m", "n_steps": 12}
+    for withheld, name in ((False, SAW), (True, NEVER_SAW)):
+        for seed in range(half_seeds if half_steps else 0):
+            config = half_width(half_steps, withheld, seed, sampler=sampler, n_samples=10, metrics=())
+            yield Run(name, config, None, {"seen": name})

@@ -37,6 +37,16 @@ def test_a_claim_is_reproduced_or_not_only_if_its_whole_interval_says_so():
     assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))
 
 
+def test_a_claim_may_name_its_score(tmp_path):
+    plain = report.claim("a", "source", "claim", "1", np.array([1.0, 1.2]))
+    named = report.claim("b", "source", "claim", "1", np.array([1.0, 1.2]), dataset="helix", metric="emd_128")
+    saved = report.save_claims([plain], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS
+    saved = report.save_claims([plain, named], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS + report.SCORE_COLUMNS
+    assert saved["metric"].tolist() == ["", "emd_128"]
+
+
 def test_numbers_as_pages_print_them():
     assert [report.number(v) for v in (-0.00439, 1235.6, 1e-6, 92.4, "no value")] == [
         "−0.00439", "1,236", "0.000001", "92.4", "no value",

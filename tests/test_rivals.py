@@ -128,6 +128,12 @@ def test_the_control_variate_keeps_the_mean_and_shrinks_the_error():
         assert (found.high - found.low < 0.2 * (plain.high - plain.low)) == shrinks
         assert found.high - found.low < 1.01 * (plain.high - plain.low)
     assert rivals.divergence(log_q, log_q) == Estimate(0.0, 0.0, 0.0)
+    # a density far broader than the law has its mass where there are no points: only the plain mean is right
+    few = torch.randn(200, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    log_q, log_p = -few.square().sum(1) / 2, -(few / 10).square().sum(1) / 2 - 3 * math.log(10)
+    assert rivals.divergence(log_q, log_p) == Estimate.of(log_q - log_p)
+    # nor is a mean of r that is not 1 on these points, as of densities that are not normalised, taken for chance
+    assert rivals.divergence(log_q, log_q + 0.01 + 1e-6 * few[:, 0]).value == pytest.approx(-0.01, abs=1e-4)
     with pytest.raises(ValueError, match="NaN or infinite"):
         rivals.divergence(log_q, log_q / 0)
 

@@ -1,7 +1,9 @@
 """Command line: run studies, see where they stand, build the book, fetch data, look after the store."""
 
 import ast
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -58,10 +60,21 @@ def main() -> None:
     """What makes a small diffusion model good: run the studies and build the book."""
 
 
+def _interrupted(signum, frame):
+    raise KeyboardInterrupt
+
+
 def _run(project, studies, profile, overrides, force, where, into=None, dry_run=False) -> None:
+    import pooch
+
     from ddpmlab.book import batch, pages
     from ddpmlab.lab import cluster
 
+    if threading.current_thread() is threading.main_thread():
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: what runs is ended, what was done is kept
+            if signal.getsignal(ending) is signal.SIG_DFL:
+                signal.signal(ending, _interrupted)
+    pooch.get_logger().setLevel("WARNING")  # data that are not to be had are told in one line
     device, workers, scheduler = where
     cluster.use_device(device)
     todo = batch.plan(project, studies, profile, overrides, force)

@@ -260,6 +260,10 @@ def test_keys_and_pointer_on_the_picture(built, open_page):
     scale = min(box["width"] / 2, box["height"]) / 2 / 2.9
     opened.mouse.click(box["x"] + box["width"] / 4 + x * scale, box["y"] + box["height"] / 2 - y * scale)
     assert len(state(opened, "picked")) == 1
+    zoom = state(opened, "camera")[2]
+    opened.mouse.wheel(0, -100)  # the picture has the focus: it comes nearer
+    opened.wait_for_function(f"{ROOT_NODE}.explorer.state.camera[2] > {zoom}")
+    opened.keyboard.press("0")
     # a drag moves a plane and turns space
     opened.mouse.move(box["x"] + 100, box["y"] + 100)
     opened.mouse.down()
@@ -268,10 +272,38 @@ def test_keys_and_pointer_on_the_picture(built, open_page):
     assert state(opened, "camera")[3:] != [0, 0]
     opened.locator("[data-key=law]").select_option("helix")
     settle(opened)
+    # in space a click picks the point that stands there, and what is near goes with the hand
+    box = canvas.bounding_box()
+    points = np.array(opened.evaluate(f"[...{ROOT_NODE}.explorer.runs.a.states[20].x]")).reshape(-1, 3)
+    before, depth = _seen(points, state(opened, "camera"), box)
+    index = int(np.argmax(np.abs(before - before.mean(0)).sum(1) - 10 * depth))  # near, and at the rim
+    opened.evaluate(f"{ROOT_NODE}.explorer.state.picked = []")
+    opened.mouse.click(*before[index])
+    assert np.linalg.norm(before[state(opened, "picked")] - before[index], axis=1) == pytest.approx([0], abs=3)
+    opened.mouse.move(*before[index])
+    opened.mouse.down()
+    opened.mouse.move(*(before[index] + [20, 10]), steps=4)
+    opened.mouse.up()
+    after, _ = _seen(points, state(opened, "camera"), box)
+    near = depth < -0.8
+    moved = (after - before)[near].mean(0)
+    assert moved[0] > 5
+    assert moved[1] > 2
     yaw = state(opened, "camera")[0]
     canvas.focus()
     opened.keyboard.press("ArrowRight")
-    assert state(opened, "camera")[0] != yaw
+    assert state(opened, "camera")[0] < yaw
+
+
+def _seen(points, camera, box):
+    """Where points of space stand in the left panel, in pixels, and how far behind the middle."""
+    yaw, pitch, zoom, *pan = camera
+    right = np.array([np.cos(yaw), np.sin(yaw), 0])
+    away = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), -np.sin(pitch)])
+    depth = points @ away
+    flat = points @ np.stack([right, np.cross(right, away)], 1) * (9 / (9 + depth))[:, None] + pan
+    middle = np.array([box["x"] + box["width"] / 4, box["y"] + box["height"] / 2])
+    return middle + flat * [1, -1] * min(box["width"] / 2, box["height"]) / 2 / 2.9 * zoom, depth
 
 
 PINCH = """() => {
@@ -322,8 +354,10 @@ def test_a_bad_schedule_reads_worse_with_nothing_to_learn(whole, open_page):
 
 READ = """(side) => {
   const { runs, target } = document.querySelector('.ddx').explorer, run = runs[side];
+  const arrows = run.arrows && { z: [...run.arrows.z], vectors: [...run.arrows.vectors] };
   return { states: run.states.map(({ x, t }) => [t, ...x]), energy: run.energy, error: run.error, errorAt: run.errorAt,
-           target: [...target.points], size: target.floor.size };
+           target: [...target.points], size: target.floor.size, floor: target.floor, noise: [...target.noise],
+           z: [...run.z], shown: [...document.querySelector('.ddx').explorer.targetAt(side)], arrows };
 }"""
 
 
@@ -354,14 +388,53 @@ def test_the_numbers_shown_are_those_of_the_package(whole, open_page):
     with torch.no_grad():
         miss = (network(x, times[3]) - exact(x, times[3])).square().sum(1).mean().sqrt()
     assert read["a"]["error"] == pytest.approx(float(miss), rel=1e-3)
-    mean = float((shown["a"][-1] - shown["b"][-1]).norm(dim=1).mean())
-    words = opened.inner_text("[data-number=difference]")
-    assert float(re.search(r"lie ([0-9.]+) apart", words)[1]) == pytest.approx(mean, rel=0.01)
+    apart = (shown["a"][-1] - shown["b"][-1]).norm(dim=1)
+    said = re.search(
+        r"lie ([0-9.]+) apart on average, at most ([0-9.]+) ", opened.inner_text("[data-number=difference]")
+    )
+    assert [float(value) for value in said.groups()] == pytest.approx(
+        [float(apart.mean()), float(apart.max())], rel=0.01
+    )
     alpha, sigma = network.schedule(times[3])
-    level = float(opened.inner_text("[data-number=a_level]"))
-    assert level == pytest.approx(float(sigma / alpha), rel=0.01)
-    share = float(opened.inner_text("[data-number=a_alpha_bar]"))
-    assert share == pytest.approx(float(alpha**2 / (alpha**2 + sigma**2)), rel=0.01)
+    level, share = float(sigma / alpha), float(alpha**2 / (alpha**2 + sigma**2))
+    said = re.findall(r"step 3 of 6, alpha_bar ([0-9.]+), noise level ([0-9.]+)", opened.inner_text(".ddx-time"))
+    said += [[opened.inner_text(f"[data-number={side}_{key}]") for key in ("alpha_bar", "level")] for side in "ab"]
+    assert [[float(value) for value in pair] for pair in said] == [pytest.approx([share, level], rel=0.01)] * 4
+    # the meter: a needle between the band of real points and pure noise, on the scale of roots
+    floor = read["a"]["floor"]
+    ends = [floor["floorMean"] + 2 * floor["floorSd"], floor["ceiling"]]
+    said = re.search(r"up to ([0-9.]+), pure noise ([0-9.]+[0-9])\.", opened.inner_text("[data-number=b_energy]"))
+    assert [float(value) for value in said.groups()] == pytest.approx(ends, rel=0.05)
+    meter = opened.locator(".ddx-b .ddx-meter")
+    found = [meter.locator(f".ddx-{part}").evaluate("(node, key) => parseFloat(node.style[key])", key)
+             for part, key in (("band", "width"), ("needle", "left"))]  # fmt: skip
+    energy = max(0, read["b"]["energy"])
+    assert found == pytest.approx([100 * min(1, (value / ends[1]) ** 0.5) for value in (ends[0], energy)], abs=0.1)
+    # the target at the same noise level, the arrows, and points between two states
+    opened.locator("[data-key=target]").select_option("level")
+    opened.locator("[data-key=field]").select_option("field")
+    opened.wait_for_function(f"{ROOT_NODE}.explorer.runs.b.arrows?.kind === 'field'")
+    now = opened.evaluate(READ, "b")
+    clean, noise = (torch.tensor(now[key]) for key in ("target", "noise"))
+    torch.testing.assert_close(torch.tensor(now["shown"]), (float(alpha) * clean + float(sigma) * noise) / scale[3])
+    z, vectors = (torch.tensor(now["arrows"][key]).reshape(-1, 2).double() for key in ("z", "vectors"))
+    torch.testing.assert_close(vectors, exact(z * scale[3], times[3]) - z, atol=1e-4, rtol=1e-3)
+    opened.locator("[data-key=field]").select_option("error")
+    opened.wait_for_function(f"{ROOT_NODE}.explorer.runs.a.arrows?.kind === 'error'")
+    arrows = opened.evaluate(READ, "a")["arrows"]
+    z, vectors = (torch.tensor(arrows[key]).reshape(-1, 2) for key in ("z", "vectors"))
+    with torch.no_grad():
+        wanted = network(z * scale[3], times[3]) - exact(z.double() * scale[3], times[3]).float()
+    torch.testing.assert_close(vectors, wanted, atol=2e-4, rtol=1e-3)
+    opened.locator("[data-key=progress]").fill("0.625")  # three quarters of the way from step 3 to step 4
+    settle(opened)
+    between = torch.tensor(opened.evaluate(READ, "a")["z"]).reshape(-1, 2)
+    torch.testing.assert_close(between, shown["a"][3] / scale[3] / 4 + shown["a"][4] / scale[4] * 3 / 4)
+    # without the same noise there are no pairs
+    opened.locator("[data-key=b_seed]").fill("9")
+    opened.locator("[data-key=b_seed]").press("Tab")
+    settle(opened)
+    assert "start from different noise" in opened.inner_text("[data-number=difference]")
 
 
 # ------------------------------------------------------------------------------------------------------- take away
@@ -369,15 +442,24 @@ def test_the_numbers_shown_are_those_of_the_package(whole, open_page):
 
 def test_an_address_shows_the_same_picture_again(built, open_page):
     opened = settle(open_page(built))
-    opened.locator("[data-key=a_steps]").fill("6")
-    opened.locator("[data-key=a_steps]").press("Tab")
+    for side, steps in (("a", 6), ("b", 7)):
+        opened.locator(f"[data-key={side}_steps]").fill(str(steps))
+        opened.locator(f"[data-key={side}_steps]").press("Tab")
     opened.locator("[data-key=target]").select_option("level")
-    opened.locator("[data-key=progress]").fill("0.5")
     settle(opened)
-    opened.wait_for_function("location.hash.includes('progress=0.5')")
+    opened.get_by_role("button", name="To noise").click()
+    opened.get_by_role("button", name="One step on").click()
+    opened.locator(".ddx-canvas").focus()
+    for key in ("+", "ArrowLeft", "ArrowUp"):
+        opened.keyboard.press(key)
+    settle(opened)
+    opened.wait_for_function("location.hash.includes('progress=0.142857142857')")
     link = opened.evaluate("location.href")
     again = settle(open_page(link))
     assert picture(again) == picture(opened)
+    assert numbers(again) == numbers(opened)
+    both = [page.evaluate(f"{ROOT_NODE}.explorer.state") for page in (again, opened)]
+    assert both[0] == both[1]
     assert state(again, "a_steps") == 6
     # the button puts it into the address bar, and onto the clipboard where it may
     opened.get_by_role("button", name="Copy link to this view").click()
@@ -397,15 +479,20 @@ def test_downloads(built, open_page):
     settle(opened)
     with opened.expect_download() as event:
         opened.get_by_role("button", name="Picture (PNG)").click()
-    assert Path(event.value.path()).read_bytes().startswith(b"\x89PNG")
+    assert Path(event.value.path()).read_bytes() == base64.b64decode(picture(opened).split(",")[1])
     with opened.expect_download() as event:
         opened.get_by_role("button", name="Trajectories (CSV)").click()
     lines = Path(event.value.path()).read_text().splitlines()
     assert lines[0] == "side,step,t,alpha,sigma,point,x,y"
     assert len(lines) == 1 + 2 * 21 * 50
-    last = lines[-1].split(",")
-    x = opened.evaluate(f"[...{ROOT_NODE}.explorer.runs.b.states[20].x].slice(-2)")
-    assert [float(v) for v in last[-2:]] == pytest.approx(x, rel=1e-6)
+    for side, k, i in (("a", 0, 0), ("a", 7, 49), ("b", 13, 3), ("b", 20, 49)):
+        t, x = opened.evaluate(
+            f"(({{t, x}}) => [t, [...x].slice({2 * i}, {2 * i + 2})])({ROOT_NODE}.explorer.runs.{side}.states[{k}])"
+        )
+        alpha, sigma = schedules.make("ve", sigma_min=0.011, sigma_max=8.0)(t)
+        name, *row = lines[1 + (side == "b") * 21 * 50 + k * 50 + i].split(",")
+        assert name == side
+        assert [float(v) for v in row] == pytest.approx([k, t, float(alpha), float(sigma), i, *x], rel=1e-6)
     with opened.expect_download() as event:
         opened.get_by_role("button", name="Export points (CSV)").click()
     assert len(Path(event.value.path()).read_text().splitlines()) == 51
@@ -787,9 +874,20 @@ def test_the_widget_exports_what_the_engine_knows_and_keeps_the_rest():
     assert widget.a_steps == 5
     surface = _explorer(Odd3(schedule), data.make("sin_5_5").standardised())
     assert surface.catalogue["laws"]["law"]["exact"] == "remote"
+    mine = _explorer(Odd(schedule), Mine()).catalogue["laws"]["law"]
+    assert (mine["title"], mine["exact"], mine["points"]["shape"]) == ("Mine", False, [40, 2])
     bundle = widget._repr_mimebundle_()[0]
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "ddx-host" in bundle["text/html"]
+
+
+class Mine:
+    """A dataset of nobody's package: points alone."""
+
+    shape = (2,)
+
+    def split(self):
+        return torch.randn(40, 2), torch.randn(9, 2)
 
 
 class Odd3(Odd):
@@ -827,6 +925,11 @@ def test_the_widget_refuses_what_does_not_fit():
         _explorer(Odd3(schedule), law)
     with pytest.raises(TypeError, match="need a denoiser"):
         _explorer({"net": networks.make("mlp", shape=(2,))}, law)
+    for wrong in ("two_moons", torch.randn(30, 2)):
+        with pytest.raises(TypeError, match="need a dataset"):
+            _explorer(Odd(schedule), wrong)
+    with pytest.raises(ValueError, match="draws 1 to 3 coordinates"):
+        _explorer(Odd(schedule), data.make("gaussian", mean=[0.0] * 5))
 
 
 NOTEBOOK = """
@@ -881,7 +984,7 @@ def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open
     log = (tmp_path / "lab.log").open("w")
     folders = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--port=0", "--IdentityProvider.token="]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", "--IdentityProvider.token="]
     options = [
         f"--ServerApp.root_dir={tmp_path}",
         "--ServerApp.allow_root=True",
@@ -915,7 +1018,7 @@ def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open
         heard = (tmp_path / "heard.txt").read_text()
         assert "a_steps=9 ['a', 'b']" in heard  # trajectories of both sides had arrived
     finally:
-        lab.terminate()
-        lab.wait(20)
+        lab.kill()  # its kernel ends with it
+        lab.wait()
         log.close()
         shutil.rmtree(tmp_path / "runtime", ignore_errors=True)

@@ -4,17 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import loky
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import children, running
+from processes import checkpointed, children, running, wait_for
 
 from ddpmlab.lab import (
     COLUMNS,
@@ -385,36 +385,129 @@ def test_an_interrupt_to_the_parent_alone_stops_everything(tmp_path, how):
 LOCKSTEP = """
 import sys, warnings
 warnings.simplefilter("error")
-from ddpmlab.lab import Experiment, Store, Training, score
-store = Store(sys.argv[1])
+from concurrent.futures import ThreadPoolExecutor
+from ddpmlab.lab import Experiment, Run, Store, Training, over_seeds, runner
+small = Experiment("helix", network={"name": "mlp", "hidden": [4]}, n_samples=2, metrics=(),
+                   training=Training(n_steps=2, batch_size=8), sampler={"name": "ddim", "n_steps": 2})
+runs = over_seeds([Run("a", small)], range(int(sys.argv[1])))
 print("ready", flush=True)
-sys.stdin.readline()
-for seed in range(int(sys.argv[2])):
-    config = Experiment("helix", network={"name": "mlp", "hidden": [4]}, seed=seed, n_samples=2, metrics=(),
-                        training=Training(n_steps=2, batch_size=8), sampler={"name": "ddim", "n_steps": 2})
-    score(config, None, store)
+for folder in sys.stdin:
+    with ThreadPoolExecutor(1) as here:
+        runner.compute(runs, here, Store(folder.strip()), progress=False)
+    print("done", flush=True)
 """
 
 
-def test_processes_in_lockstep_leave_sound_entries_and_raise_nothing(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(LOCKSTEP), str(tmp_path / "s"), "30"]
+def lockstep(folder, n_trainings, rounds=1, n_processes=3):
+    """Processes that run the same tiny trainings at the same time, into a fresh store each round; yields the stores."""
     started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        subprocess.Popen([sys.executable, "-c", LOCKSTEP, str(n_trainings)], text=True,
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          env={**os.environ, "PYTHONPATH": str(ROOT)})
-        for _ in range(3)
+        for _ in range(n_processes)
     ]  # fmt: skip
     for process in started:
         assert process.stdout.readline() == "ready\n"
+    for number in range(rounds):
+        for process in started:
+            process.stdin.write(f"{folder / str(number)}\n")
+            process.stdin.flush()
+        for process in started:
+            assert process.stdout.readline() == "done\n", process.communicate()[1]
+        yield folder / str(number)
     for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    for process in started:
-        assert process.communicate(timeout=300)[1] == ""
-    store = Store(tmp_path / "s")
-    kinds = [kind for kind, _, _ in store.entries()]
-    assert kinds.count("train") == kinds.count("sample") == 30
-    assert all(store.get(kind, key) is not None for kind, key, _ in store.entries())
-    assert not list((tmp_path / "s" / "checkpoints").iterdir())
+        assert process.communicate(timeout=60)[1] == ""
+
+
+def test_processes_in_lockstep_leave_sound_entries_and_raise_nothing(tmp_path):
+    """Thirty trainings once; `LOCKSTEP_ROUNDS` asks for a hundred and fifty, so often."""
+    rounds = int(os.environ.get("LOCKSTEP_ROUNDS", 0))
+    n = 150 if rounds else 30
+    for folder in lockstep(tmp_path, n, rounds or 1):
+        store = Store(folder)
+        kinds = [kind for kind, _, _ in store.entries()]
+        assert kinds.count("train") == kinds.count("sample") == n
+        assert all(store.get(kind, key) is not None for kind, key, _ in store.entries())
+        assert not list((folder / "checkpoints").iterdir())
+        assert not [path for path in folder.rglob(".*") if path.is_file()]
+        print(f"{n} sound", flush=True)
+
+
+def test_a_checkpoint_that_another_process_takes_away_costs_nothing(cache, monkeypatch):
+    """Its owner was done between two looks of ours: there to open, then gone."""
+    run = Run("a", replace(SMALL, metrics=(), training=Training(n_steps=20, batch_size=64)))
+    real = stages.fit
+
+    def late(*args, **options):
+        monkeypatch.setattr(stages, "fit", real)
+        train(run.config)
+        raise RuntimeError("unable to open file in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(stages, "fit", late)
+    with ThreadPoolExecutor(1) as here:
+        assert runner.compute([run], here, progress=False) == []
+    assert runner.missing([run]) == []
+
+
+KEPT = []
+
+
+def grown(n_bytes):
+    """What a worker does that reads a dataset: it keeps it; which process it is."""
+    KEPT.append(bytearray(n_bytes))
+    time.sleep(1.1)  # loky looks at most once a second
+    return os.getpid()
+
+
+def test_a_process_that_grows_is_not_started_afresh():
+    """A process that loky ends for its growth, and that is slow to end, holds up the pool for good."""
+    first = pool(1).submit(grown, 1).result(timeout=120)
+    later = [pool(1).submit(grown, 400_000_000) for _ in range(3)]
+    assert {future.result(timeout=60) for future in later} == {first}
+    runner.stop(pool(1))
+
+
+class Gone(loky.ProcessPoolExecutor):
+    """A pool whose processes are gone and that does not notice."""
+
+    def submit(self, *job):
+        return Future()
+
+
+def test_a_pool_whose_processes_are_gone_is_an_error_and_not_a_wait(cache, monkeypatch):
+    monkeypatch.setattr(runner, "PATIENCE", 0.05)
+    with pytest.raises(RunError, match=r"processes are gone with 2 jobs to do; what was finished is kept"):
+        runner.compute(over_seeds([Run("a", replace(SMALL, metrics=()))], range(2)), Gone(1), progress=False)
+
+
+def test_a_process_that_is_killed_is_named_and_the_next_run_goes_on(cache):
+    long = [Run("a", replace(SMALL, metrics=(), training=Training(n_steps=8_000, batch_size=16)))]
+    victim = pool(1).submit(os.getpid).result()
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(runner.compute, long, pool(1), progress=False, go_on=True)
+        assert wait_for(lambda: checkpointed(cache))
+        os.kill(victim, signal.SIGKILL)
+        ((_, error),) = found.result(timeout=60)
+        assert "a process was killed, perhaps for want of memory; what was finished is kept" in str(error)
+        before = checkpointed(cache)
+        found = thread.submit(runner.compute, long, pool(1), progress=False)
+        assert wait_for(lambda: checkpointed(cache) not in (0, before) and checkpointed(cache)) > before
+        assert found.result(timeout=120) == []
+
+
+def test_what_jobs_should_take_is_told_by_the_pace_of_their_like(cache):
+    """Steps of the same network cost what they cost; those of an unknown one what any did."""
+    done = replace(SMALL, metrics=(), training=Training(n_steps=20, batch_size=64))
+    other = replace(done, network={"name": "mlp", "hidden": [8]})
+    for config, seconds in ((done, 2.0), (other, 40.0)):
+        stores.default().put("train", stages.train_key(config), {"seconds": seconds, "steps": 20})
+    unknown = replace(done, network={"name": "mlp", "hidden": [32]})
+    jobs = [
+        [Run("x", replace(c, seed=1, training=Training(n_steps=100, batch_size=64)))] for c in (done, other, unknown)
+    ]
+    jobs.append([Run("law", limit(done, "law"))] * 3)
+    every = [Run("x", done), Run("x", other), *(run for job in jobs for run in job)]
+    assert runner.expected(jobs, every) == pytest.approx([11.0, 201.0, 106.0, 3.0])
 
 
 def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():

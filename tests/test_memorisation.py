@@ -1,9 +1,13 @@
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from ddpmlab import data, schedules
 from ddpmlab.denoisers import EmpiricalDenoiser, ExactDenoiser
+from ddpmlab.lab import COLUMNS
 from ddpmlab.lab.memorisation import Judges, copies, curve, training_set
+from ddpmlab.studies import memorisation as study
 
 LAW = data.make("gaussian", mean=[0.0, 0.0], scale=1.0)
 VE = schedules.make("ve", sigma_min=0.05, sigma_max=30.0)
@@ -52,7 +56,7 @@ def test_training_sets_are_of_the_seed():
 def test_few_points_are_learned_by_heart_and_many_are_not():
     options = {"n": 100, "n_levels": 8, "n_samples": 200, "network": {"width": 32}, "decay": "none", "seed": 1}
     few, many = (curve(n_points, [20, 400], batch_size=128, **options) for n_points in (4, 2_000))
-    assert set(few["measure"]) == {"law", "sample", "copy_share"}
+    assert set(few["measure"]) == {"law", "sample", "copy_share", "seconds"}
     value = lambda table, measure, step: float(  # noqa: E731
         table[(table.measure == measure) & table.noise_level.isna() & (table.step.fillna(0) == step)].value.iloc[0]
     )
@@ -65,6 +69,64 @@ def test_few_points_are_learned_by_heart_and_many_are_not():
     assert value(few, "sample", 0) > value(many, "sample", 0) > 0  # there is more to memorise in fewer points
     levels = few[(few.step == 400) & (few.measure == "law") & few.noise_level.notna()]
     assert len(levels) == 8
+    total = torch.trapezoid(torch.tensor(levels.value.to_numpy()), torch.tensor(levels.noise_level.to_numpy()).log())
+    assert float(total) == pytest.approx(value(few, "law", 400))
+    limits = few[few.step.isna() & few.noise_level.notna()]
+    assert limits.groupby("measure").size().to_dict() == {"law": 8, "sample": 8}
+    assert few[few.measure == "seconds"].step.tolist() == [400]
     assert (few.parameters == many.parameters).all()
     again = [curve(4, [5], batch_size=16, **options) for _ in range(2)]
-    assert again[0].equals(again[1])
+    timeless = [table[table.measure != "seconds"] for table in again]
+    assert timeless[0].equals(timeless[1])
+
+
+def test_averaged_weights_are_judged_where_training_keeps_them():
+    options = {"n": 50, "n_levels": 4, "n_samples": 20, "network": {"width": 8}, "batch_size": 16, "seed": 0}
+    plain, averaged = (curve(10, [20], decay="none", **options, **more) for more in ({}, {"ema_sigma_rel": 0.2}))
+    at_end = lambda t: t[(t.measure == "law") & (t.step == 20) & t.noise_level.isna()].value.iloc[0]  # noqa: E731
+    assert at_end(plain) != at_end(averaged)
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """Curves of two sizes and one more width, two seeds and three steps, of a known shape."""
+
+    def fake(function, n_points, keep_steps, seed, network, **options):
+        rows = []
+        for step in [None, *keep_steps]:
+            for measure in ("law", "sample", "copy_share"):
+                rows.append((step, measure, None, n_points + 0.1 * seed + (step or 0)))
+                if measure != "copy_share":
+                    rows.append((step, measure, 0.1, 1.0))
+        rows.append((keep_steps[-1], "seconds", None, 3.0))
+        table = pd.DataFrame(rows, columns=["step", "measure", "noise_level", "value"])
+        return table.assign(dataset="two_moons", n_points=n_points, seed=seed, parameters=10 * network["width"])
+
+    monkeypatch.setattr(study, "remembered", fake)
+    return study.curves([10, 20], [8, 64], 10, [1, 2, 3], 2, {"batch_size": 4}, {"n": 5})
+
+
+def test_a_curve_for_each_size_width_and_seed(curves):
+    made = curves.groupby(["n_points", "width"]).seed.unique().map(list).to_dict()
+    assert made == {(10, 8): [0, 1], (10, 64): [0, 1], (20, 64): [0, 1]}
+    np.testing.assert_allclose(study.by_step(curves, "law", 20), [[21, 22, 23], [21.1, 22.1, 23.1]])
+    assert study.limit(curves, "sample", 10, 8) == pytest.approx([10, 10.1])
+
+
+def test_rows_by_the_contract(curves):
+    table = study.tidy(curves, levels_of=20)
+    assert tuple(table.columns[: len(COLUMNS)]) == COLUMNS
+    assert table[["variant", "seed", "metric", "value"]].notna().all(axis=None)
+    assert not table.duplicated(["variant", "seed", "metric", "noise_level"]).any()
+    assert set(table[table.noise_level.notna()].n_points) == {20}
+    copies = table[table.metric == "copy_share"]
+    assert (copies.floor_mean == copies.n_points + 0.1 * copies.seed).all()
+    assert table[table.metric == "kl"].floor_mean.isna().all()
+
+
+def test_early_stopping_takes_the_step_of_the_other_seeds():
+    values = pd.DataFrame({1: [1.0, 9.0, 2.0], 2: [5.0, 0.0, 3.0]}, index=[0, 1, 2])
+    # without seed 0 the means are 5.5 and 1.5, without 1 they are 1.5 and 4, without 2 they are 5 and 2.5
+    assert study.stopped(values).tolist() == [5.0, 9.0, 3.0]
+    with pytest.raises(ValueError, match="1 seed"):
+        study.stopped(values.iloc[:1])

@@ -94,6 +94,7 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("import os; os._exit(0)", "a cell did not run|the notebook did not run"),
         ("pass", r"the notebook wrote no results/tiny\.csv"),
+        ("import time; time.sleep(600)", "tiny: the notebook ran longer than its time limit of 8 s"),
     ],
 )
 def test_a_failed_run_changes_nothing_in_the_book_and_is_kept(notebooks, tmp_path, source, message):
@@ -101,12 +102,15 @@ def test_a_failed_run_changes_nothing_in_the_book_and_is_kept(notebooks, tmp_pat
     run(project, book, x=5)
     before = {name: (book / name).read_bytes() for name in files(book)}
     notebooks("y = 42; y", source, *([] if source == "pass" else [TABLE]))
+    if slow := "sleep" in source:
+        (project.notebooks / "studies.yml").write_text("tiny: {full: {x: 3}, time_limit: 8}")
     with pytest.raises(StudyError, match=message) as caught:
         run(project, book, x=6)
     assert {name: (book / name).read_bytes() for name in files(book)} == before
     kept = project.build / "failed" / "tiny.ipynb"
-    assert str(kept) in str(caught.value)
-    assert "42" in kept.read_text()
+    if not slow or kept.exists():  # on a crowded machine a kernel does not start in 8 s
+        assert str(kept) in str(caught.value)
+        assert "42" in kept.read_text()
     assert "ddpmlab run tiny --profile quick -p x '6'" in str(caught.value)
     assert pages.status(project, "tiny", "quick").state == "failed"
 
@@ -151,6 +155,18 @@ def test_parameters_are_checked_in_name_and_type(notebooks, parameters, message)
 def test_a_notebook_without_parameters_is_refused(notebooks):
     with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
         notebooks(TABLE, parameters=False).defaults("tiny")
+
+
+def test_status_downloads_nothing(monkeypatch, tmp_path):
+    """Where the pictures are not here it says so, with the remedy."""
+    monkeypatch.delenv("DDPMLAB_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pooch.retrieve", None)
+    answer = CliRunner().invoke(main, ["status", "fashion_mnist", "--root", str(ROOT)])
+    assert answer.exit_code == 0, answer.output
+    (line,) = answer.output.splitlines()
+    assert line.split()[:2] == ["fashion_mnist", "missing"]
+    assert line.endswith("its data are not here: `ddpmlab data` fetches them")
 
 
 def test_values_from_the_command_line_are_read_as_python_and_json_write_them():
@@ -239,7 +255,7 @@ def test_committed_pages_are_full_profile_clean_and_complete():
     manifest = Project(ROOT).manifest()
     provenance = json.loads((ROOT / "book" / "results" / "provenance.json").read_text())
     claims = pd.read_csv(ROOT / "book" / "results" / "claims.csv")
-    assert claims.columns.tolist() == list(report.CLAIM_COLUMNS)
+    assert claims.columns[: len(report.CLAIM_COLUMNS)].tolist() == list(report.CLAIM_COLUMNS)
     assert claims.id.is_unique
     assert set(claims.verdict) <= set(report.VERDICTS)
     assert set(claims.page) <= set(manifest)

@@ -1,6 +1,7 @@
 """Intervals and claims: the numbers that verdicts hang on."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -36,6 +37,16 @@ def test_a_claim_is_reproduced_or_not_only_if_its_whole_interval_says_so():
     assert wide["ci_high"] - wide["ci_low"] == pytest.approx(2 * np.hypot((high - low) / 2, 1.96))
 
 
+def test_a_claim_may_name_its_score(tmp_path):
+    plain = report.claim("a", "source", "claim", "1", np.array([1.0, 1.2]))
+    named = report.claim("b", "source", "claim", "1", np.array([1.0, 1.2]), dataset="helix", metric="emd_128")
+    saved = report.save_claims([plain], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS
+    saved = report.save_claims([plain, named], tmp_path, "page")
+    assert tuple(saved.columns) == report.CLAIM_COLUMNS + report.SCORE_COLUMNS
+    assert saved["metric"].tolist() == ["", "emd_128"]
+
+
 def test_numbers_as_pages_print_them():
     assert [report.number(v) for v in (-0.00439, 1235.6, 1e-6, 92.4, "no value")] == [
         "−0.00439", "1,236", "0.000001", "92.4", "no value",
@@ -46,3 +57,25 @@ def test_numbers_as_pages_print_them():
     assert report.spread([90.0, 94.0]) == "92.0 ± 2.8"
     assert report.spread([900.0, 940.0]) == "920 ± 28"
     assert report.spread([0.012, 0.014]) == "0.013 ± 0.001"
+
+
+def test_what_was_chosen_on_some_seeds_is_read_on_another():
+    # each candidate is lucky once: the best by its own seed reads 0, the best by the others does not
+    table = pd.DataFrame({"a": [0.0, 3.0, 1.0], "b": [2.0, 0.0, 2.5]})
+    assert report.chosen_on_others(table).tolist() == [2.0, 3.0, 2.5]
+    assert report.chosen_on_others(-table, "max").tolist() == [-2.0, -3.0, -2.5]
+    with pytest.raises(ValueError, match="at least 2"):
+        report.chosen_on_others(table[:1])
+
+
+def test_values_and_bounds_are_those_of_the_rows_asked_for():
+    columns = ["dataset", "variant", "seed", "metric", "value", "floor_mean", "floor_sd", "ceiling"]
+    rows = [("helix", "a", 0, "emd", 1.0, 0.5, 0.1, 9.0), ("helix", "a", 1, "emd", 2.0, 0.5, 0.1, 9.0)]
+    rows += [("helix", "b", 0, "emd", 3.0, 0.5, 0.1, 9.0), ("helix", "a", 0, "kl", 4.0, None, None, None)]
+    table = pd.DataFrame(rows, columns=columns)
+    assert report.per_seed(table, "helix", "emd", "a").to_dict() == {0: 1.0, 1: 2.0}
+    assert report.bounds(table, "helix", "emd").tolist() == [0.5, 0.1, 9.0]
+    with pytest.raises(ValueError, match="no kl of 'b'"):
+        report.per_seed(table, "helix", "kl", "b")
+    with pytest.raises(ValueError, match="no floor"):
+        report.bounds(table, "helix", "kl")

@@ -1,13 +1,18 @@
+import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.neighbors import KernelDensity
 
 from ddpmlab import data
-from ddpmlab.lab import rivals
+from ddpmlab.lab import COLUMNS, rivals
 from ddpmlab.lab.rivals import Fitted, SplineFlow, held_out_kl, score_rival
+from ddpmlab.metrics.calibration import stream
+from ddpmlab.metrics.likelihood import Estimate, Truth, log_likelihood
+from ddpmlab.studies import rivals as study
 
 TRIPLE = data.make("gaussian_mixture", means=[[-3.0, 0.0], [0.0, 2.0], [3.0, -1.0]], scales=0.4)
 PLANE = data.make("gaussian", mean=[0.3, -0.2], scale=[0.5, 1.2])
@@ -111,10 +116,59 @@ def test_the_flow_learns_and_keeps_its_best_weights():
     assert few.choice["step"] < 400
 
 
+def test_the_control_variate_keeps_the_mean_and_shrinks_the_error():
+    """Normal laws of sd 1 and s: (1/s^2 - 1)/2 + ln s. Where the ratio has no variance, the plain mean is left."""
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_q = -(x**2) / 2
+    for s, shrinks in ((1.04, True), (0.97, True), (2.5, False)):
+        log_p = -((x / s) ** 2) / 2 - math.log(s)
+        plain, found = Estimate.of(log_q - log_p), rivals.divergence(log_q, log_p)
+        expected = (1 / s**2 - 1) / 2 + math.log(s)
+        assert abs(found.value - expected) < 2 * (found.high - found.low)
+        assert (found.high - found.low < 0.2 * (plain.high - plain.low)) == shrinks
+        assert found.high - found.low < 1.01 * (plain.high - plain.low)
+    assert rivals.divergence(log_q, log_q) == Estimate(0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        rivals.divergence(log_q, log_q / 0)
+
+
+SMALL = {"network": {"width": 32}, "batch_size": 128}
+
+
+def test_a_diffusion_model_is_a_density_scored_like_the_others():
+    """More training lowers both numbers; both are those of the denoiser that was trained."""
+    law = data.make("two_moons").standardised()
+    points, x = law.split().train, law.sample(200, 7)
+    short, long = (rivals.diffusion(points, n_steps=n, **SMALL) for n in (30, 300))
+    kl = [held_out_kl(model, law, n=300).value for model in (short, long)]
+    assert 0 < kl[1] < 0.5 * kl[0]
+    expected = log_likelihood(long.denoiser, x, 1e-5)
+    torch.testing.assert_close(long.log_prob(x), expected)
+    loose = rivals.diffusion(points, n_steps=30, tolerance=1e-3, **SMALL)
+    assert not torch.equal(loose.log_prob(x), short.log_prob(x))
+    assert long.parameters == sum(p.numel() for p in long.denoiser.parameters())
+    threads = torch.get_num_threads()
+    found = score_rival("diffusion", law, n=100, dataset="two_moons", n_steps=30, **SMALL)
+    assert torch.get_num_threads() == threads
+    assert found.kl > 0.1
+    assert found.path_kl == pytest.approx(
+        Truth.of(law, short.denoiser.schedule, seed=stream("noisy points of a rival", 0)).path_kl(short.denoiser).value
+    )
+    straight = rivals.rectified_flow(points, n_steps=30, **SMALL).denoiser
+    assert (straight.parameterisation, type(straight.schedule).__name__) == ("flow", "Rectified")
+
+
 def test_a_table_of_rivals():
-    table = rivals.rivals_table(["gaussian"], seeds=(s for s in range(2)), names=["kernel density"], n=500)
+    table = rivals.rivals_table("two_moons", "kernel density", seeds=(s for s in range(2)), n=300)
     assert list(table.seed) == [0, 1]
     assert (table.low < table.kl).all()
+    assert table.path_kl.isna().all()
+    assert (table.seconds_density > 0).all()
+    assert set(json.loads(table["choice"].iloc[0])) == {"width"}
+    other = rivals.rivals_table("gaussian", "diffusion", seeds=[0], n=50, own_points=False, n_steps=3, **SMALL)
+    own = rivals.rivals_table("gaussian", "diffusion", seeds=[0], n=50, n_steps=3, **SMALL)
+    assert (other.dataset == "gaussian").all()
+    assert float(other.kl.iloc[0]) != float(own.kl.iloc[0])
     with pytest.raises(ValueError, match="unknown rival 'histogram'; choose one of: kernel density, Gaussian mixture"):
         score_rival("histogram", PLANE)
     with pytest.raises(ValueError, match="dim = 1; a coupling needs at least 2"):
@@ -123,3 +177,41 @@ def test_a_table_of_rivals():
         rivals.kernel_density(PLANE.sample(3, 0))
     with pytest.raises(ValueError, match="no number of components"):
         rivals.gaussian_mixture(PLANE.sample(30, 0), components=[])
+
+
+def test_the_choice_is_made_on_a_seed_of_its_own(monkeypatch):
+    """The mixture of the least BIC and that of the least divergence; the test seeds are others."""
+    asked = []
+
+    def fake(function, **options):
+        asked.append(options)
+        k = (options.get("components") or [0])[0]
+        choice = json.dumps({"bic": {str(k): abs(k - 20)}})
+        row = {"dataset": options["dataset"], "seed": options["seeds"][0], "kl": abs(k - 30), "choice": choice}
+        return pd.DataFrame([row])
+
+    monkeypatch.setattr(study, "remembered", fake)
+    options = {"tolerance": 1e-4, "flow": {"width": 8}, "n_steps": 7}
+    table = study.compared("two_moons", range(2), 50, [10, 20, 30], tuned={"n_steps": 9}, **options)
+    models = [study.KERNEL, study.MIXTURE, study.BEST, study.FLOW, study.RECTIFIED, study.RECIPE, study.TUNED]
+    assert table.groupby("model", sort=False).seed.agg(list).to_dict() == {model: [0, 1] for model in models}
+    assert [o["seeds"] for o in asked[:3]] == [[study.CHOOSING_SEED]] * 3
+    chosen = [o["components"] for o in asked[3:] if o["name"] == "Gaussian mixture"]
+    assert chosen == [[20], [20], [30], [30]]
+    assert [o["n_steps"] for o in asked[-6:]] == [7, 7, 7, 7, 9, 9]
+
+
+def test_rows_by_the_contract():
+    row = {"dataset": "helix", "seed": 1, "name": "x", "kl": 0.1, "low": 0, "high": 1, "parameters": 5, "seconds": 3.0}
+    row |= {"final_seconds": 2.0, "choice": "{}", "seconds_density": 0.5, "path_kl": None, "model": "spline flow"}
+    table = study.tidy(pd.DataFrame([row, row | {"model": "diffusion", "path_kl": 0.2}]), 50)
+    assert tuple(table.columns[: len(COLUMNS)]) == COLUMNS
+    assert table.value.notna().all()
+    read = table.pivot(index="variant", columns="metric", values="value")
+    assert read.loc["diffusion", ["kl", "kl_exact", "seconds_train"]].tolist() == [0.2, 0.1, 2.0]
+    assert math.isnan(read.loc["spline flow", "kl"])
+
+
+def test_the_exact_denoiser_scored_as_a_network_reads_nothing():
+    found = study.control("two_moons", 60, 0).iloc[0]
+    assert abs(found.kl) < 3e-4

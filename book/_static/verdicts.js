@@ -2,7 +2,7 @@
 document.addEventListener("DOMContentLoaded", () => {
   const table = document.querySelector(".verdicts table");
   if (!table) return;
-  const [REPORT, VERDICT] = [1, 4];
+  const [VERDICT, REPORT] = [1, 6];
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const cell = (row, i) => row.cells[i].textContent.trim();

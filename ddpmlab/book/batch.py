@@ -78,7 +78,6 @@ def run(
                 _ = run.config.data.n_train
         except DataUnavailable as error:
             failed[name] = f"{name}: {error}"
-            say(failed[name])
             del wanted[name]
     owner = {id(run): name for name, study in wanted.items() if study for run in study.runs}
     every = [run for study in wanted.values() if study for run in study.runs]
@@ -87,6 +86,8 @@ def run(
         for job, error in runner.compute(every, executor, title="runs", go_on=True):
             for name in {owner[id(run)] for run in job}:
                 failed.setdefault(name, f"{name}: {error}")
+        if executor is None:
+            runner.release()
     logs = project.build / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
@@ -101,11 +102,12 @@ def run(
                 name = futures[future]
                 try:
                     say(f"{name} done in {future.result():.0f} s")
-                except StudyError as error:
+                except (StudyError, OSError) as error:
                     failed[name] = str(error)
-                    say(f"{name} failed: {error}")
+                    say(f"{name} failed")
         except BaseException:
             for future in futures:
                 future.cancel()
+            pages.interrupt()
             raise
     return failed

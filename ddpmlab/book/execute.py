@@ -1,10 +1,15 @@
-"""One notebook through papermill, in a process of its own: `python -m ddpmlab.book.execute job.json`.
+"""One notebook through papermill, in a process of its own: `python -P ddpmlab/book/execute.py job.json`.
 
-Kernels talk over IPC sockets: kernels that start side by side by TCP take each other's ports now and then.
+Kernels talk over IPC sockets: kernels that start side by side by TCP take each other's ports now and then. It is a
+script and imports nothing of the package, which would import torch, for the kernel does that again.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import papermill
@@ -12,9 +17,21 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 
+def end_with(parent: int) -> None:
+    """Interrupt this process, which ends its kernel, when the one that started it is gone."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(job: str) -> int:
     """Execute the notebook that a job file describes; 1 if a cell raised."""
     described = json.loads(Path(job).read_text())
+    end_with(described["parent"])
     transport = "tcp" if sys.platform == "win32" else "ipc"
     try:
         papermill.execute_notebook(
@@ -25,7 +42,6 @@ def main(job: str) -> int:
             kernel_name="python3",
             progress_bar=False,
             stderr_file=sys.stderr,
-            execution_timeout=described["time_limit"],
             store_widget_state=False,
             config=Config({"KernelManager": {"transport": transport}, "AsyncKernelManager": {"transport": transport}}),
         )

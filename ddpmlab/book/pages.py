@@ -28,7 +28,7 @@ import pandas as pd
 import yaml
 
 from ddpmlab import studies
-from ddpmlab.data import DataUnavailable
+from ddpmlab.data import DataUnavailable, FashionMNIST, fashion_mnist
 from ddpmlab.files import atomic
 from ddpmlab.lab import source, stages
 from ddpmlab.lab import store as stores
@@ -216,6 +216,9 @@ def status(project: Project, study: str, profile: str, store: stores.Store | Non
     recover(project.book(profile))
     parameters = project.parameters(study, profile)
     made = project.study(study, parameters)
+    needs = any(run.config.dataset["name"] == FashionMNIST.name for run in made.runs) if made else False
+    if needs and not fashion_mnist.available():  # a look downloads nothing
+        return PageStatus(study, "missing", "its data are not here: `ddpmlab data` fetches them", {}, None)
     try:
         runs = made.status(store) if made else None
     except DataUnavailable as error:
@@ -279,28 +282,32 @@ def publish(study: str, page: nbformat.NotebookNode, produced: Path, book: Path,
     recover(book)
     with _locked(book):
         staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=book))
-        results = staged / "results"
-        results.mkdir()
-        (staged / "studies").mkdir()
-        nbformat.write(page, staged / "studies" / f"{study}.ipynb")
-        for path in sorted(produced.iterdir()):
-            if path not in (claims, note):
-                shutil.copyfile(path, results / path.name)
-        known = book / "results" / "claims.csv"
-        others = pd.read_csv(known, dtype=str) if known.exists() else pd.DataFrame()
-        others = others[others["page"] != study] if len(others) else others
-        merged = pd.concat([others, *([pd.read_csv(claims, dtype=str)] if claims.exists() else [])], ignore_index=True)
-        if len(merged):
-            merged.sort_values("id").to_csv(results / "claims.csv", index=False)
-        elif known.exists():
-            known.unlink()
-        known = book / "results" / "provenance.json"
-        everything = json.loads(known.read_text()) if known.exists() else {}
-        everything[study] = {**environment, **provenance}
-        (results / "provenance.json").write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
-        (staged / "ready").touch()
-        _move(staged, book)
-        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            results = staged / "results"
+            results.mkdir()
+            (staged / "studies").mkdir()
+            nbformat.write(page, staged / "studies" / f"{study}.ipynb")
+            for path in sorted(produced.iterdir()):
+                if path not in (claims, note):
+                    shutil.copyfile(path, results / path.name)
+            known = book / "results" / "claims.csv"
+            others = pd.read_csv(known, dtype=str) if known.exists() else pd.DataFrame()
+            others = others[others["page"] != study] if len(others) else others
+            own = [pd.read_csv(claims, dtype=str)] if claims.exists() else []
+            merged = pd.concat([others, *own], ignore_index=True)
+            if len(merged):
+                merged.sort_values("id").to_csv(results / "claims.csv", index=False)
+            elif known.exists():
+                known.unlink()
+            known = book / "results" / "provenance.json"
+            everything = json.loads(known.read_text()) if known.exists() else {}
+            everything[study] = {**environment, **provenance}
+            (results / "provenance.json").write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
+            (staged / "ready").touch()
+            _move(staged, book)
+        finally:
+            if not (staged / "ready").exists() or not any(p.is_file() for p in staged.glob("*/*")):
+                shutil.rmtree(staged, ignore_errors=True)  # what is complete and not moved is left to `recover`
 
 
 # --- one notebook ----------------------------------------------------------------------------------------------
@@ -379,13 +386,17 @@ def run_study(
     commit, start = commit or project.commit(), perf_counter()
     state = {"state": "running", "pid": os.getpid(), "started": _now(), "commit": commit}
     _write_json(_note(project, profile, study), state)
-    with tempfile.TemporaryDirectory(prefix=f"ddpmlab-{study}-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"ddpmlab-{study}-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         page, job = folder / f"{study}.ipynb", folder / "job.json"
-        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder), "time_limit": limit}
+        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder), "parent": os.getpid()}
         job.write_text(json.dumps(described | {"parameters": dict(parameters)}))
         try:
-            tail = _execute(job, folder, log)
+            tail = _execute(job, folder, log or folder / "messages.log", limit)
+            if log is None:
+                sys.stderr.write((folder / "messages.log").read_text(errors="replace"))
+            if tail in (INTERRUPTED, _too_long(limit)):
+                raise StudyError(f"{study}: {tail}")
             if page.exists():
                 notebook = _check_and_clean(page)
             if tail is not None or not page.exists():
@@ -393,26 +404,32 @@ def run_study(
             produced = folder / "results"
             if not (produced / f"{study}.csv").exists():
                 raise StudyError(f"{study}: the notebook wrote no results/{study}.csv")
+            seconds = perf_counter() - start
+            made = project.study(study, parameters)
+            provenance = {
+                "profile": profile, "commit": commit, "date": state["started"][:10], "seconds": round(seconds, 1),
+                "core_seconds": round(made.status().seconds if made else seconds, 1),
+                "fingerprint": fingerprint(project, study, parameters),
+            }  # fmt: skip
+            publish(study, notebook, produced, book, provenance)
         except BaseException as error:
-            kept = project.build / "failed" / f"{study}.ipynb"
-            if page.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(page, kept)
             again = _command(study, profile, parameters, project)
-            message = f"{error}" if isinstance(error, StudyError) else f"{study}: interrupted"
-            _write_json(_note(project, profile, study), state | {"state": "failed", "error": message, "again": again})
-            if not isinstance(error, StudyError):
+            plain = isinstance(error, StudyError | OSError)
+            message = f"{study}: {INTERRUPTED}" if not plain else f"{error}" if isinstance(error, StudyError) else ""
+            message = message or f"{study}: {error}; nothing in the book was changed"
+            where = ""
+            with contextlib.suppress(OSError):  # on a full disk
+                kept = project.build / "failed" / f"{study}.ipynb"
+                if page.exists():
+                    with atomic(kept) as temporary:
+                        shutil.copyfile(page, temporary)
+                    where = f"\n  kept: {kept}"
+                _write_json(
+                    _note(project, profile, study), state | {"state": "failed", "error": message, "again": again}
+                )
+            if not plain:
                 raise
-            where = f"\n  kept: {kept}" if page.exists() else ""
             raise StudyError(f"{message}{where}\n  again: {again}") from None
-        seconds = perf_counter() - start
-        made = project.study(study, parameters)
-        provenance = {
-            "profile": profile, "commit": commit, "date": state["started"][:10], "seconds": round(seconds, 1),
-            "core_seconds": round(made.status().seconds if made else seconds, 1),
-            "fingerprint": fingerprint(project, study, parameters),
-        }  # fmt: skip
-        publish(study, notebook, produced, book, provenance)
     _note(project, profile, study).unlink(missing_ok=True)
     return seconds
 
@@ -429,37 +446,57 @@ def _command(study: str, profile: str, parameters: Mapping[str, Any], project: P
     return f"ddpmlab run {study} --profile {profile}{options}"
 
 
-def _execute(job: Path, cwd: Path, log: Path | None) -> str | None:
-    """Run a job's notebook; None if it ended well, else the last line that it said.
+INTERRUPTED = "it was interrupted"
+_running: dict[subprocess.Popen, str | None] = {}  # notebooks' processes, and why each was ended
 
-    The process has a group of its own that ends with this one's interrupt.
+
+def _too_long(limit: float) -> str:
+    return f"the notebook ran longer than its time limit of {limit:g} s"
+
+
+def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
+    """Run a job's notebook; None if it ended well, else why it did not, or the last line that it said.
+
+    The process has a group of its own, which is ended after `limit` seconds and with this one's interrupt.
     """
-    command = [sys.executable, "-m", "ddpmlab.book.execute", str(job)]
-    last = ""
-    with subprocess.Popen(
-        command, env=_environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, start_new_session=True
-    ) as process:
+    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), str(job)]
+    with open(log, "ab") as out:
+        before = log.stat().st_size
+        process = subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.DEVNULL, stderr=out, cwd=cwd, start_new_session=True
+        )
+        _running[process] = None
         try:
-            out = open(log, "ab") if log is not None else None  # noqa: SIM115
-            for chunk in iter(lambda: process.stderr.read1(4_096), b""):
-                (out or sys.stderr.buffer).write(chunk)
-                (out or sys.stderr).flush()
-                lines = [line for line in (last + chunk.decode(errors="replace")).splitlines() if line.strip()]
-                last = lines[-1] if lines else ""
-            process.wait()
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            _running[process] = _too_long(limit)
+            _end(process)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
             raise
         finally:
-            if log is not None and out is not None:
-                out.close()
-    return None if process.returncode == 0 else last or f"exit code {process.returncode}"
+            ended = _running.pop(process)
+    if ended or process.returncode == 0:
+        return ended
+    said = [line for line in log.read_bytes()[before:].decode(errors="replace").splitlines() if line.strip()]
+    return said[-1] if said else f"exit code {process.returncode}"
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a notebook's process, which ends its kernel, by an interrupt or else by force."""
+    for how, patience in ((signal.SIGINT, 5), (signal.SIGKILL, 5)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            return
+
+
+def interrupt() -> None:
+    """End the notebooks that run in other threads; each of them fails as interrupted."""
+    for process in list(_running):
+        _running[process] = INTERRUPTED
+        _end(process)
 
 
 # --- the book --------------------------------------------------------------------------------------------------

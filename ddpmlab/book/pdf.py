@@ -33,6 +33,11 @@ pre { white-space: pre-wrap; font-size: 7.5pt; break-inside: auto; }
 nav.book-contents ol { list-style: none; padding: 0; } nav.book-contents li { display: flex; }
 nav.book-contents li a { flex: 1; display: flex; } nav.book-contents li a::after { content: ""; flex: 1; border-bottom: 1px dotted #999; margin: 0 6px 4px; }
 nav.book-contents .part { font-weight: 700; margin-top: 8pt; }
+article[id^="api/"] dl.py { font-size: 7.5pt; margin: 0 0 2pt; } article[id^="api/"] dl.py p { margin: 0 0 2pt; }
+article[id^="api/"] section { columns: 2; column-gap: 7mm; } article[id^="api/"] section section { columns: auto; }
+article[id^="api/"] h1, article[id^="api/"] h2, article[id^="api/"] section > p { column-span: all; }
+article[id^="api/"] dl.field-list, article[id^="api/"] dl.py mjx-container { display: none; }
+article[id^="api/"] pre { font-size: 6pt; } article[id^="api/"] p.rubric.module-name { font-size: 10pt; margin-top: 6pt; }
 .title-page { height: 230mm; display: flex; flex-direction: column; justify-content: center; break-after: page; }
 """  # noqa: E501
 _FOOTER = (

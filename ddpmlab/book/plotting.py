@@ -31,6 +31,15 @@ METRIC_TITLES = {
 }
 LAW_TITLES = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
 """Names of the laws on pages; those of the tables stay in the tables."""
+SCHEDULE_TITLES = {"scaled_linear": "scaled linear"}
+"""Schedules whose name in configs is not the one to read."""
+SOLVER_TITLES = {"ddpm": "ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}
+
+
+def schedule_title(name: str) -> str:
+    """A schedule as a page says it; a dagger behind its name stays."""
+    plain = name.rstrip("†")
+    return SCHEDULE_TITLES.get(plain, plain) + name[len(plain) :]
 
 
 def use_style() -> None:

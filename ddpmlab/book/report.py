@@ -19,6 +19,7 @@ from ddpmlab.lab.stages import device_name, train_key
 from ddpmlab.studies import Study
 
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
+SCORE_COLUMNS = ("dataset", "metric")
 VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")
 
 
@@ -58,12 +59,15 @@ def save_claims(rows: list[dict[str, Any]], results: str | Path, page: str) -> p
     """Write the claims that a page settles to `<results>/<page>.claims.csv` and return them.
 
     Args:
-        rows: one mapping per claim with every column of `CLAIM_COLUMNS` but `page`.
+        rows: one mapping per claim with every column of `CLAIM_COLUMNS` but `page`; those of `SCORE_COLUMNS` are
+            kept where a claim has them.
 
     Raises:
         ValueError: an unknown verdict or a missing column.
     """
-    table = pd.DataFrame([{**row, "page": page} for row in rows], columns=list(CLAIM_COLUMNS))
+    columns = [*CLAIM_COLUMNS, *(name for name in SCORE_COLUMNS if any(row.get(name) for row in rows))]
+    table = pd.DataFrame([{**dict.fromkeys(columns[len(CLAIM_COLUMNS) :], ""), **row, "page": page} for row in rows])
+    table = table.reindex(columns=columns)
     if table.isna().any(axis=None):
         raise ValueError(f"claims of {page} lack {list(table.columns[table.isna().any()])}")
     unknown = set(table["verdict"]) - set(VERDICTS)
@@ -82,6 +86,8 @@ def claim(
     values: np.ndarray,
     verdict: str | None = None,
     error: float = 0.0,
+    dataset: str = "",
+    metric: str = "",
 ) -> dict[str, Any]:
     """A row of `save_claims` from one value per seed, with their mean and its 95% interval.
 
@@ -91,12 +97,56 @@ def claim(
         verdict: one of `VERDICTS`; if omitted, `reproduced` where the interval lies above zero, `not reproduced` where
             it lies below, `not resolved` where it holds zero.
         error: standard error that all seeds share, such as that of the points they are scored on; widens the interval.
+        dataset, metric: the score whose floor and ceiling stand beside the claim; what its words name if omitted.
     """
     mean, low, high = mean_interval(values)
     low, high = mean - math.hypot(mean - low, 1.96 * error), mean + math.hypot(high - mean, 1.96 * error)
     verdict = verdict or ("reproduced" if low > 0 else "not reproduced" if high < 0 else "not resolved")
     found = dict(zip(CLAIM_COLUMNS, (id, source, claim, published, f"{mean:.3g}", low, high), strict=False))
-    return found | {"verdict": verdict}
+    return found | {"verdict": verdict, **{k: v for k, v in (("dataset", dataset), ("metric", metric)) if v}}
+
+
+def per_seed(table: pd.DataFrame, law: str, metric: str, variant: str) -> pd.Series:
+    """The values of a tidy table's one variant, law and metric, by seed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & (table.variant == variant)]
+    if rows.empty:
+        raise ValueError(f"no {metric} of {variant!r} on {law}; its variants: {list(table.variant.unique())}")
+    return rows.set_index("seed")["value"]
+
+
+def bounds(table: pd.DataFrame, law: str, metric: str) -> pd.Series:
+    """`floor_mean`, `floor_sd` and `ceiling` of a score on a law, from a tidy table.
+
+    Raises:
+        ValueError: the score has none.
+    """
+    rows = table[(table.dataset == law) & (table.metric == metric) & table.floor_mean.notna()]
+    if rows.empty:
+        raise ValueError(f"{metric} on {law} has no floor in this table")
+    return rows.iloc[0][["floor_mean", "floor_sd", "ceiling"]]
+
+
+def chosen_on_others(table: pd.DataFrame, best: str = "min") -> np.ndarray:
+    """One value per row (seed) of the column that is best by the mean of all *other* rows: selection apart from test.
+
+    Args:
+        table: a row per seed, a column per candidate.
+        best: `min` or `max`.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(table) < 2:
+        raise ValueError(f"{len(table)} row; choosing on other seeds needs at least 2")
+    found = []
+    for seed in table.index:
+        others = table.drop(index=seed).mean()
+        found.append(table.loc[seed, others.idxmin() if best == "min" else others.idxmax()])
+    return np.array(found)
 
 
 def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):

@@ -5,6 +5,7 @@ Directives and roles, all read from `results/` when the book is built:
 - ``{claim}`epochs-helix measured` ``: one field of one row of `claims.csv`;
 - ``{built}`version` ``, `commit`, `date`: what the book is built from;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
+- ``{answers}``: questions with the claims that answer them, one a line;
 - ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
 - ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings;
@@ -17,17 +18,16 @@ a file too.
 
 import ast
 import csv
+import fnmatch
 import importlib
 import importlib.util
 import inspect
 import json
-import math
 import pkgutil
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from decimal import Decimal
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -42,40 +42,47 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
+from ddpmlab.book.plotting import LAW_TITLES
+from ddpmlab.book.report import number
+
 log = logging.getLogger(__name__)
 
-LAWS = {"sin_5_5": "surface", "helix": "helix", "two_moons": "two moons"}
-"""Names of the laws as the book's prose says them."""
 _INTERVAL = ("ci_low", "ci_high")
 
-
-def number(text: str, digits: int = 3) -> str:
-    """A number of a table as prose prints it: `digits` significant ones, no exponent, a true minus; text stays.
-
-    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`, `no value` -> `no value`.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    if not math.isfinite(value):
-        return text
-    rounded = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else format(Decimal(f"{value:.{digits}g}"), "f")
-    return rounded.replace("-", "\N{MINUS SIGN}")
+_SCORES = {
+    "EMD": "emd_128",
+    "course NLL": "course_nll",
+    "energy distance": "energy_distance",
+    "path KL": "kl",
+    "chain KL": "chain_kl",
+    "sliced W1": "sliced_wasserstein",
+    "MMD": "mmd",
+    "C2ST": "c2st_accuracy",
+    "Fréchet distance": "frechet_distance",
+    "class accuracy": "class_accuracy",
+    "NLL": "nll_gap",
+}
+"""How claims name a score, the more specific first, and its metric in the tables."""
+_EXACT_AT_ZERO = ("kl", "chain_kl", "nll_gap")
+"""Divergences from the exact denoiser: their floor is 0, and they have no ceiling."""
 
 
 def display(text: str) -> str:
     """A claim's words with the laws' prose names in place of those of the tables."""
-    return re.sub("|".join(LAWS), lambda name: LAWS[name[0]], text)
+    return re.sub("|".join(LAW_TITLES), lambda name: LAW_TITLES[name[0]], text)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV as text; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_claims(results: Path) -> dict[str, dict[str, str]]:
     """Rows of `claims.csv` by id, as text."""
-    path = results / "claims.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["id"]: row for row in csv.DictReader(file)}
+    return {row["id"]: row for row in read_table(results / "claims.csv")}
 
 
 def read_revisions(book: Path) -> list[dict]:
@@ -84,11 +91,61 @@ def read_revisions(book: Path) -> list[dict]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
 
 
+def standing_revisions(book: Path) -> list[dict]:
+    """Those of them that name a claim of `claims.csv`, or none: pages written anew drop the others."""
+    known = read_claims(book / "results")
+    entries = read_revisions(book)
+    return [entry for entry in entries if not entry["claims"] or set(entry["claims"]) & set(known)]
+
+
 def rehearsed(results: Path) -> bool:
     """Whether a page was run at another profile than the full one: it may settle fewer claims than the book names."""
     path = results / "provenance.json"
     notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return any(note.get("profile") != "full" for note in notes.values())
+
+
+def score_of(claim: dict[str, str], rows: list[dict[str, str]]) -> tuple[str, str]:
+    """Law and metric that a claim is about: its fields `dataset` and `metric`, or what its words name.
+
+    Args:
+        claim: a row of `claims.csv`.
+        rows: the table of its page. A law that the claim does not name is the only one there. Where the table has the
+            score by the two-moons report's own convention, or at the number of points that the claim names, it is that.
+    """
+    words, found = claim["claim"], {row["dataset"] for row in rows}
+    law = claim.get("dataset") or next((name for name in found if name in words), "")
+    law = law or (found.pop() if len(found) == 1 else "")
+    metric = claim.get("metric") or next((metric for name, metric in _SCORES.items() if name in words), "")
+    size, read = re.search(r"n = ([\d,]+)", words), {row["metric"] for row in rows}
+    own = f"{metric}_published" if claim["source"].startswith("two-moons") else ""
+    sized = f"{metric}_{size[1].replace(',', '')}" if size else ""
+    return law, next((name for name in (own, sized) if name in read), metric)
+
+
+def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | None]:
+    """Floor and ceiling of the score that a claim is about, in the score's own unit, from its page's table.
+
+    They are the means of the columns `floor_mean` and `ceiling`; of a score without them, those of the rows `perfect
+    sampler` and `pure noise`, there or in `scores.csv`. A divergence from the exact denoiser has the floor 0. What no
+    table has is None.
+    """
+    page = read_table(results / f"{claim['page']}.csv")
+    law, metric = score_of(claim, page)
+
+    def mean(column: str, variant: str) -> float | None:
+        for table in (page, read_table(results / "scores.csv")):
+            rows = [row for row in table if row["dataset"] == law and row["metric"] == metric]
+            for values in (
+                [row[column] for row in rows if row[column]],
+                [row["value"] for row in rows if row["variant"] == variant],
+            ):
+                if values:
+                    return sum(map(float, values)) / len(values)
+        return None
+
+    floor = 0.0 if metric in _EXACT_AT_ZERO else mean("floor_mean", "perfect sampler")
+    return floor, None if metric in _EXACT_AT_ZERO else mean("ceiling", "pure noise")
 
 
 def claim_field(row: dict[str, str], field: str) -> str:
@@ -172,13 +229,13 @@ def _page_link(study: str, text: str = "") -> str:
 
 
 class Verdicts(_Table):
-    """Every claim: published against measured, interval, verdict, evidence."""
+    """Every claim: published against measured, interval, floor and ceiling of its score, verdict, evidence."""
 
     def run(self):
         self.depend("results/claims.csv", "under_revision.yml")
         revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
-        rows = []
-        for id, row in read_claims(self.book / "results").items():
+        rows, results = [], self.book / "results"
+        for id, row in read_claims(results).items():
             claim, published, measured, interval = (
                 _plain(claim_field(row, field)) for field in ("claim", "published", "measured", "interval")
             )
@@ -186,26 +243,71 @@ class Verdicts(_Table):
             report = f"{source.replace('-', ' ')}{_plain(place)}"
             verdict = _page_link(row["page"], row["verdict"] + (" (under revision)" if id in revised else ""))
             between = f" ({interval})" if interval != "\N{EN DASH}" else ""
-            rows.append([claim, report, published, measured + between, verdict])
-        head = ["claim", "report", "published", "measured (95% interval)", "verdict, with its evidence"]
-        return self.table(head, rows)
+            ends = ["\N{EN DASH}" if end is None else number(f"{end:g}", 2) for end in limits(results, row)]
+            rows.append([claim, verdict, published, measured + between, *ends, report])
+            self.depend(f"results/{row['page']}.csv")
+        head = ["claim", "verdict, with its evidence", "published", "measured (95% interval)", "floor", "ceiling"]
+        return self.table([*head, "report"], rows)
+
+
+def chosen_claim(results: Path, page: str, patterns: list[str]) -> dict[str, str] | None:
+    """The claim of a page whose id fits the first of the patterns that fits any; its first if none does."""
+    own = {id: row for id, row in read_claims(results).items() if row["page"] == page}
+    for pattern in [*patterns, "*"]:
+        fitting = fnmatch.filter(own, pattern)
+        if fitting:
+            return own[fitting[0]]
+    return None
+
+
+def short_effect(claim: str) -> str:
+    """What a claim measures, in short: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`."""
+    effect = re.sub(r" ?\([^)]*\)", "", display(claim).rpartition(": ")[2])
+    return effect.partition(",")[0] + (", %" if effect.endswith("%") else "")
+
+
+class Answers(_Table):
+    """A question a line, `question | page | ids or patterns of the claim that answers it`, as a table with verdicts."""
+
+    has_content = True
+
+    def run(self):
+        self.depend("results/claims.csv", "under_revision.yml")
+        revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
+        rows = []
+        for line in self.content:
+            question, page, patterns = (part.strip() for part in line.split("|"))
+            row = chosen_claim(self.book / "results", page, patterns.split())
+            link = _page_link(page, question)
+            if row is None:
+                rows.append([link, *["\N{EN DASH}"] * 4])
+                continue
+            effect = _plain(short_effect(row["claim"]))
+            published, measured, interval = (_plain(claim_field(row, f)) for f in ("published", "measured", "interval"))
+            verdict = row["verdict"] + (" (under revision)" if row["id"] in revised else "")
+            between = f" ({interval})" if interval != "\N{EN DASH}" else ""
+            rows.append([link, verdict, effect, published, measured + between])
+        return self.table(["question", "verdict", "effect", "published", "ours (95% interval)"], rows)
 
 
 class UnderRevision(_Table):
-    """The list of verdicts known to be wrong."""
+    """The verdicts known to be wrong whose claims are still there, as a list after its content; else nothing."""
+
+    has_content = True
 
     def run(self):
-        self.depend("under_revision.yml")
-        known = read_claims(self.book / "results")
+        self.depend("under_revision.yml", "results/claims.csv")
         lines = []
-        for entry in read_revisions(self.book):
+        for entry in standing_revisions(self.book):
             lines.append(f"- {entry['why'].strip()} ({_page_link(entry['page'], 'evidence')})")
-            for id in set() if rehearsed(self.book / "results") else set(entry["claims"]) - set(known):
-                log.warning(f"under_revision.yml: there is no claim {id!r}", location=self.get_location())
+        if lines:
+            lines = [*self.content, "", *lines]
         return self.parsed("\n".join(lines)) if lines else []
 
 
 def _duration(seconds: float) -> str:
+    if seconds >= 2 * 3_600:
+        return f"{seconds / 3_600:,.1f} h"
     return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
@@ -221,9 +323,11 @@ class Provenance(_Table):
             link = _page_link(page)
             if not (self.book / "studies" / f"{page}.ipynb").exists():
                 link = page.replace("_", " ")
-            values = [note.get(key, "\N{EN DASH}") for key in ("profile", "commit", "code", "device", "torch")]
-            rows.append([link, *(_plain(str(v)) for v in values), _duration(note.get("seconds", 0.0))])
-        return self.table(["page", "profile", "commit", "package", "device", "torch", "seconds"], rows)
+            values = [note.get(key, "\N{EN DASH}") for key in ("profile", "date", "commit", "code", "device", "torch")]
+            cost = _duration(note["core_seconds"]) if "core_seconds" in note else "\N{EN DASH}"
+            rows.append([link, *(_plain(str(v)) for v in values), cost, _duration(note.get("seconds", 0.0))])
+        head = ["page", "profile", "date", "commit", "package", "device", "torch", "computing", "page itself"]
+        return self.table(head, rows)
 
 
 def modules(name: str) -> Iterator[ModuleType]:
@@ -387,13 +491,24 @@ def _take_away(app, pagename: str) -> str:
 
 
 _NO_LINKS = (nodes.title, nodes.reference, nodes.literal, nodes.caption, nodes.term, nodes.rubric, nodes.strong)
-_PLAIN_PAGES = ("notation", "index", "verdicts", "status", "about", "references")
+_PLAIN_PAGES = ("notation", "references")
+_DEFINING_PAGES = ("foundations", "method")
+"""Pages that define symbols: they link terms only."""
+
+
+def _link_first_uses(app, doctree, docname: str) -> None:
+    """Link the first use of each term and each symbol on a page, in running text, to its entry in `notation`."""
+    if docname == "notation":
+        for id, _, entry in _symbol_rows(doctree):
+            entry["ids"].append(id)
+    if docname in _PLAIN_PAGES or docname.startswith("api"):
+        return
+    _link_terms(app, doctree, docname)
+    if docname not in _DEFINING_PAGES and "notation" in app.env.found_docs:
+        _link_symbols(app, doctree, docname)
 
 
 def _link_terms(app, doctree, docname: str) -> None:
-    """Link the first use of each term of the glossary on a page, in running text, to its entry."""
-    if docname in _PLAIN_PAGES or docname.startswith("api"):
-        return
     entries = app.env.get_domain("std").objects
     terms = {name.lower(): place for (kind, name), place in entries.items() if kind == "term"}
     if not terms:
@@ -418,6 +533,61 @@ def _link_terms(app, doctree, docname: str) -> None:
                 start = match.end()
             if pieces:
                 text.parent.replace(text, [*pieces, nodes.Text(rest[start:])])
+
+
+def _normal(tex: str) -> str:
+    """A formula's source without spaces, but for those between letters, and with the last time called t."""
+    return re.sub(r"\\[,;!]|(?<![A-Za-z])\s+|\s+(?![A-Za-z])", "", tex).replace("_T", "_t").replace("_{t}", "_t")
+
+
+def _symbol_rows(doctree) -> Iterator[tuple[str, list[str], nodes.Node]]:
+    """Rows of the table of symbols: an id, the symbols' sources and the row's first cell."""
+    for table in list(doctree.findall(nodes.table))[:1]:
+        for body in table.findall(nodes.tbody):
+            for row in body.children:
+                symbols = [_normal(formula.astext()) for formula in row.children[0].findall(nodes.math)]
+                name = re.sub(r"\W+", "-", symbols[0]).strip("-") if symbols else ""
+                if name:
+                    yield f"symbol-{name}", symbols, row.children[0]
+
+
+def symbol_pattern(symbol: str) -> re.Pattern | None:
+    """What finds a symbol of the table in a formula's source; None for single letters but D, which mean many things."""
+    base = symbol.removesuffix("_t")
+    if len(base) == 1 and base != "D":
+        if not symbol.endswith("_t"):
+            return None
+        return re.compile(rf"(?<![A-Za-z\\]){re.escape(symbol)}(?!\w)")
+    after = r"(?![A-Za-z])" if base[-1].isalpha() else ""
+    return re.compile(rf"(?<![A-Za-z\\]){re.escape(base)}{after}(_t)?")
+
+
+def symbols_in(formula: str, patterns: dict[str, re.Pattern]) -> list[str]:
+    """The symbols that a formula contains, in their order there; longer ones hide their parts."""
+    rest, found = _normal(formula), {}
+    for symbol in sorted(patterns, key=len, reverse=True):
+        match = patterns[symbol].search(rest)
+        if match:
+            found[symbol] = match.start()
+            rest = patterns[symbol].sub(lambda hit: "." * len(hit[0]), rest)
+    return sorted(found, key=found.get)
+
+
+def _link_symbols(app, doctree, docname: str) -> None:
+    """Link the first formula with a symbol to the symbol's row; a formula is one link, to its first new symbol."""
+    rows = {symbol: id for id, symbols, _ in _symbol_rows(app.env.get_doctree("notation")) for symbol in symbols}
+    patterns = {symbol: pattern for symbol in rows if (pattern := symbol_pattern(symbol))}
+    seen: set[str] = set()
+    for formula in [m for p in doctree.findall(nodes.paragraph) for m in p.findall(nodes.math)]:
+        new = [symbol for symbol in symbols_in(formula.astext(), patterns) if symbol not in seen]
+        if not new or _inside(formula, _NO_LINKS):
+            continue
+        seen |= set(new)
+        link = make_refnode(
+            app.builder, docname, "notation", rows[new[0]], formula.deepcopy(), "what this symbol means"
+        )
+        link["classes"].append("symbol")
+        formula.parent.replace(formula, link)
 
 
 def _inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
@@ -531,6 +701,7 @@ def setup(app):
     app.add_role("claim", ClaimRole())
     app.add_role("built", BuiltRole())
     app.add_directive("verdicts", Verdicts)
+    app.add_directive("answers", Answers)
     app.add_directive("under-revision", UnderRevision)
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
@@ -539,7 +710,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", _literal_words)
     app.connect("autodoc-skip-member", _skip_member)
     app.connect("doctree-read", _label_cells)
-    app.connect("doctree-resolved", _link_terms)
+    app.connect("doctree-resolved", _link_first_uses)
     app.connect("html-page-context", _finish_page, priority=900)
     app.connect("build-finished", _finish_build, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": False}

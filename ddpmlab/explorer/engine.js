@@ -98,16 +98,46 @@ function createEngine(options = {}) {
 
   // ---------------------------------------------------------------------------------------------------------- kernels
 
-  /** Plain JavaScript twins of kernel.ts over one buffer; pointers are byte offsets. */
-  function plainKernel(buffer) {
-    const F = new Float32Array(buffer),
-      D = new Float64Array(buffer);
+  // GELU for the plain kernel: between 512 nodes a unit it is a straight line to 5e-7, beyond +-8 it is 0 or x to the bit
+  const NODES = 512,
+    EDGE = 8;
+  let geluTable = null;
+  function geluNodes() {
+    if (!geluTable) {
+      const count = 2 * EDGE * NODES;
+      geluTable = new Float64Array(count + 1);
+      for (let i = 0; i <= count; i++) {
+        const x = i / NODES - EDGE;
+        geluTable[i] = 0.5 * x * (1 + erf(x * Math.SQRT1_2));
+      }
+    }
+    return geluTable;
+  }
+
+  /**
+   * Plain JavaScript twins of kernel.ts; pointers are byte offsets there, and here too: four of F, eight of D. All
+   * numbers are doubles, as JavaScript computes: single precision would be widened at each load.
+   */
+  function plainKernel(F, D) {
+    function gelu(first, last) {
+      const table = geluNodes(),
+        shift = EDGE * NODES,
+        most = 2 * shift;
+      for (let i = first; i < last; i++) {
+        const u = F[i] * NODES + shift;
+        if (u > 0 && u < most) {
+          const k = u | 0,
+            low = table[k];
+          F[i] = low + (u - k) * (table[k + 1] - low);
+        } else if (!(u >= most)) F[i] = u <= 0 ? 0 : NaN;
+      }
+    }
     function activate(values, count, kind) {
       const first = values >> 2,
         last = first + count;
       if (kind === 1) for (let i = first; i < last; i++) F[i] = F[i] > 0 ? F[i] : 0;
       else if (kind === 2) for (let i = first; i < last; i++) F[i] = F[i] / (1 + Math.exp(-F[i]));
-      else if (kind === 3) for (let i = first; i < last; i++) F[i] = 0.5 * F[i] * (1 + erf(F[i] * Math.SQRT1_2));
+      else if (kind === 3) gelu(first, last);
     }
     function linear(x, stride, w, b, out, n, nin, nout, add) {
       x >>= 2;
@@ -173,12 +203,22 @@ function createEngine(options = {}) {
       out >>= 2;
       const padded = pad4(width);
       for (let i = 0; i < n; i++, h += padded, out += padded) {
-        let mean = 0,
-          variance = 0;
-        for (let k = 0; k < width; k++) mean += F[h + k];
-        mean /= width;
-        for (let k = 0; k < width; k++) variance += (F[h + k] - mean) ** 2;
-        const scale = 1 / Math.sqrt(variance / width + 1e-5);
+        // in doubles one pass is exact enough; the rows are padded with zeros to a multiple of 4
+        let a0 = 0,
+          a1 = 0,
+          s0 = 0,
+          s1 = 0;
+        for (let k = 0; k < padded; k += 2) {
+          const u = F[h + k],
+            v = F[h + k + 1];
+          a0 += u;
+          a1 += v;
+          s0 += u * u;
+          s1 += v * v;
+        }
+        const mean = (a0 + a1) / width,
+          variance = Math.max(0, (s0 + s1) / width - mean * mean),
+          scale = 1 / Math.sqrt(variance + 1e-5);
         for (let k = 0; k < width; k++) F[out + k] = (F[h + k] - mean) * scale * F[gamma + k] + F[beta + k];
         for (let k = width; k < padded; k++) F[out + k] = 0;
       }
@@ -278,16 +318,14 @@ function createEngine(options = {}) {
       floats: (n) => take(4 * n),
       doubles: (n) => take(8 * n),
       open() {
-        let buffer, kernel;
-        if (module) {
-          kernel = new WebAssembly.Instance(module, {}).exports;
-          const missing = Math.ceil((size - kernel.memory.buffer.byteLength) / 65536);
-          if (missing > 0) kernel.memory.grow(missing);
-          buffer = kernel.memory.buffer;
-        } else {
-          buffer = new ArrayBuffer((size + 15) & ~15);
-          kernel = plainKernel(buffer);
+        if (!module) {
+          const [F, D] = [new Float64Array(size >> 2), new Float64Array(size >> 3)];
+          return { kernel: plainKernel(F, D), F, D };
         }
+        const kernel = new WebAssembly.Instance(module, {}).exports;
+        const missing = Math.ceil((size - kernel.memory.buffer.byteLength) / 65536);
+        if (missing > 0) kernel.memory.grow(missing);
+        const { buffer } = kernel.memory;
         return { kernel, F: new Float32Array(buffer), D: new Float64Array(buffer) };
       },
     };

@@ -156,18 +156,17 @@ const explorerView = (() => {
   };
   const PREFIX = "#explorer?";
   const NOT_IN_ADDRESS = ["playing"];
-  const round = (value, digits = 3) => Number(value.toFixed(digits));
+  const round = (value, digits) => Number(value.toFixed(digits));
 
   function encode(key, value) {
     if (value === null) return "";
     if (typeof value === "boolean") return value ? "1" : "0";
     if (key === "mixture") {
       const spread = (k) => (value.covariances ? value.covariances[k].flatMap((row, a) => row.slice(0, a + 1)) : value.scales[k]);
-      const rows = value.weights.map((w, k) => [w, ...value.means[k], ...spread(k)].map((v) => round(v, 5)).join("_"));
+      const rows = value.weights.map((w, k) => [w, ...value.means[k], ...spread(k)].join("_"));
       return [`${value.means[0].length}${value.covariances ? "f" : ""}`, ...rows].join("~");
     }
-    if (Array.isArray(value)) return value.map((v) => round(v)).join("_");
-    return String(typeof value === "number" ? round(value, 4) : value);
+    return Array.isArray(value) ? value.join("_") : String(value); // all digits: a link shows the same picture
   }
 
   function toAddress(state, base) {
@@ -453,7 +452,7 @@ const explorerView = (() => {
         throw new Error(
           `there is no network '${key}' for this law; choose one of: ${[...(isExact(law) ? ["exact"] : []), ...names].join(", ")}`,
         );
-      const title = spec.stage ? `${familyOf(spec, key)}, ${spec.stage}` : titleOf(spec, key);
+      const title = spec.stage ? `${familyOf(spec, key)} after ${spec.stage}` : titleOf(spec, key);
       const base = { key, law, title, remote: spec.type === "remote", reference: `own:${key}` };
       if (wanted === "own") return { ...base, spec, schedule: spec.schedule };
       if (spec.parameterisation !== "edm" || base.remote)
@@ -1036,7 +1035,8 @@ const explorerView = (() => {
     let scratch = new Float32Array(3);
     const screen = (n) => (scratch.length >= 3 * n ? scratch : (scratch = new Float32Array(3 * n)));
 
-    function drawPoints(panel, z, n, dim, colour, size, alpha) {
+    /** Points as squares, or as crosses, so that two clouds differ by more than their colour; how many lie outside. */
+    function drawPoints(panel, z, n, dim, colour, size, alpha, crosses = false) {
       const at = project(panel, z, n, dim, screen(n));
       context.fillStyle = colour;
       const [left, right, top, bottom] = [panel.x, panel.x + panel.w, panel.y, panel.y + panel.h];
@@ -1056,7 +1056,10 @@ const explorerView = (() => {
             outside++;
             continue;
           }
-          context.fillRect(px - side / 2, py - side / 2, side, side);
+          if (crosses) {
+            context.fillRect(px - side, py - side / 5, 2 * side, 0.4 * side);
+            context.fillRect(px - side / 5, py - side, 0.4 * side, 2 * side);
+          } else context.fillRect(px - side / 2, py - side / 2, side, side);
         }
       }
       context.globalAlpha = 1;
@@ -1119,7 +1122,9 @@ const explorerView = (() => {
       context.globalAlpha = 1;
     }
 
+    /** Lines to read distances by; what they measure, in words. */
     function drawFrame(panel, dim) {
+      let unit;
       context.fillStyle = colours.background;
       context.fillRect(panel.x, panel.y, panel.w, panel.h);
       context.strokeStyle = colours.faint;
@@ -1129,6 +1134,7 @@ const explorerView = (() => {
         const [left, top] = unproject(panel, panel.x, panel.y);
         const [right, bottom] = unproject(panel, panel.x + panel.w, panel.y + panel.h);
         const every = [0.1, 0.2, 0.5, 1, 2, 5, 10, 50, 100].find((step) => step * panel.scale > 40) || 1000;
+        unit = `a square is ${every} sd wide`;
         for (let v = Math.ceil(left / every) * every; v <= right; v += every) {
           const px = Math.round(panel.cx + (v + panel.panX) * panel.scale) + 0.5;
           context.moveTo(px, panel.y);
@@ -1141,6 +1147,7 @@ const explorerView = (() => {
         }
       } else {
         const s = 1.7;
+        unit = `the box is ${2 * s} sd wide`;
         const corners = [];
         for (let c = 0; c < 8; c++) corners.push(c & 1 ? s : -s, c & 2 ? s : -s, c & 4 ? s : -s);
         const at = project(panel, Float32Array.from(corners), 8, 3, new Float32Array(24));
@@ -1152,21 +1159,32 @@ const explorerView = (() => {
             }
       }
       context.stroke();
+      return unit;
     }
 
-    function label(panel, words, line, colour) {
-      context.font = `${line === 0 ? "600 " : ""}13px ${fontFamily}`;
-      context.textBaseline = "top";
-      context.textAlign = "left";
-      let shown = words;
-      while (context.measureText(shown).width > panel.w - 16 && shown.length > 8) shown = `${shown.slice(0, -2).trimEnd()}…`;
-      const wide = context.measureText(shown).width;
+    function write(panel, words, top, colour) {
       context.globalAlpha = 0.85;
       context.fillStyle = colours.background;
-      context.fillRect(panel.x + 4, panel.y + 4 + 18 * line, wide + 8, 18);
+      context.fillRect(panel.x + 4, top, context.measureText(words).width + 8, 18);
       context.globalAlpha = 1;
       context.fillStyle = colour;
-      context.fillText(shown, panel.x + 8, panel.y + 6 + 18 * line);
+      context.fillText(words, panel.x + 8, top + 2);
+    }
+
+    /** Words over a panel from a line on, broken where they must be; the next free line. */
+    function label(panel, words, line, colour, strong = false) {
+      context.font = `${strong ? "600 " : ""}13px ${fontFamily}`;
+      context.textBaseline = "top";
+      context.textAlign = "left";
+      const rows = [];
+      for (const word of words.split(" ")) {
+        const longer = rows.length ? `${rows[rows.length - 1]} ${word}` : word;
+        if (rows.length && context.measureText(longer).width <= panel.w - 16) rows[rows.length - 1] = longer;
+        else rows.push(word);
+      }
+      if (rows.length > 3) rows.splice(3, rows.length, "…"); // a long message stands in its box, too
+      for (const row of rows) write(panel, row, panel.y + 4 + 18 * line++, colour);
+      return line;
     }
 
     const headline = (run) =>
@@ -1194,12 +1212,12 @@ const explorerView = (() => {
         context.rect(panel.x, panel.y, panel.w, panel.h);
         context.clip();
         const board = panel.show[0] === "board";
-        drawFrame(panel, board ? 2 : dim);
+        const unit = drawFrame(panel, board ? 2 : dim);
         if (board) drawBoard(panel);
         else {
           const shown = panel.show.map((side) => runs[side]);
           if (state.target !== "off" && target.points && target.dim === dim)
-            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 2.6, 0.55);
+            drawPoints(panel, targetAt(shown.find((run) => run.states.length)), target.n, dim, colours.target, 2.6, 0.8, true);
           shown.forEach((run) => {
             run.outside = 0;
             if (!run.states.length || run.dim !== dim) return;
@@ -1254,22 +1272,24 @@ const explorerView = (() => {
             context.stroke();
             context.globalAlpha = 1;
           }
-          shown.forEach((run, line) => {
-            if (run.problem) label(panel, `${run.side.toUpperCase()}: ${run.problem}`, line, colours.warning);
-            else if (!run.what) label(panel, `${run.side.toUpperCase()}: waiting`, line, colours.muted);
-            else label(panel, headline(run), line, colours[run.side]);
-          });
-          const notes = shown.filter((run) => run.arrows && state.field !== "off" && run.arrows.kind === state.field);
-          notes.forEach((run, line) =>
-            label(
-              panel,
-              state.field === "field"
-                ? "arrows: towards the estimate of the clean point"
-                : `arrows: error against exact, longest ${format(run.arrows.most)}`,
-              shown.length + line,
-              colours.muted,
-            ),
-          );
+          let line = 0;
+          for (const run of shown) {
+            if (run.problem) line = label(panel, `${run.side.toUpperCase()}: ${run.problem}`, line, colours.warning, true);
+            else if (!run.what) line = label(panel, `${run.side.toUpperCase()}: waiting`, line, colours.muted);
+            else line = label(panel, headline(run), line, colours[run.side], true);
+          }
+          for (const run of shown)
+            if (run.arrows && state.field !== "off" && run.arrows.kind === state.field)
+              line = label(
+                panel,
+                state.field === "field"
+                  ? "arrows: towards the estimate of the clean point"
+                  : `arrows: error against exact, longest ${format(run.arrows.most)} sd`,
+                line,
+                colours.muted,
+              );
+          context.font = `11px ${fontFamily}`;
+          write(panel, unit, panel.y + panel.h - 20, colours.muted);
         }
         context.restore();
       }
@@ -1295,7 +1315,7 @@ const explorerView = (() => {
         if (state.playing) {
           const passed = lastFrame === null ? 0 : Math.min(0.25, (now - lastFrame) / 1000);
           lastFrame = now;
-          state.progress = Math.min(1, state.progress + (passed * state.speed) / SECONDS);
+          state.progress = round(Math.min(1, state.progress + (passed * state.speed) / SECONDS), 5);
           model.set("progress", state.progress);
           save();
           dirty = true;
@@ -1438,7 +1458,7 @@ const explorerView = (() => {
       context.moveTo(at[0], at[1] - 8);
       context.lineTo(at[0], at[1] + 8);
       context.stroke();
-      label(panel, drawnStrokes.length ? "Your drawing; add strokes" : "Draw here: strokes become a law", 0, colours.ink);
+      label(panel, drawnStrokes.length ? "Your drawing; add strokes" : "Draw here: strokes become a law", 0, colours.ink, true);
     }
 
     // ------------------------------------------------------------ pointers and keys
@@ -1521,7 +1541,7 @@ const explorerView = (() => {
     function turn(dx, dy, pan = false) {
       const camera = [...state.camera];
       if (is3d() && !pan) {
-        camera[0] = round((camera[0] + dx * 0.008) % (2 * Math.PI), 4);
+        camera[0] = round((camera[0] - dx * 0.008) % (2 * Math.PI), 4); // what is near goes with the hand
         camera[1] = round(clamp(camera[1] + dy * 0.008, -1.57, 1.57), 4);
       } else {
         const { scale } = panels[panels.length - 1] || { scale: 60 };
@@ -1685,7 +1705,12 @@ const explorerView = (() => {
     }
 
     // the guide
-    const stopText = h("p", { class: "ddx-stop-text", "aria-live": "polite" });
+    const stopText = h(
+      "p",
+      { class: "ddx-stop-text", "aria-live": "polite" },
+      "Each dot is a point on its way from noise to data; A and B start from the same noise, and green crosses are the data. " +
+        "Press Play under the picture, or choose a stop above.",
+    );
     const stopButtons = stops.map((stop, i) =>
       button(`${i + 1}. ${stop.title}`, () => goTo(i), { "aria-pressed": "false", class: "ddx-stop" }),
     );
@@ -1841,10 +1866,10 @@ const explorerView = (() => {
           ...entry("step", "step"),
           ...entry("t", "time t"),
           ...entry("alpha_bar", "alpha_bar"),
-          ...entry("level", "noise level"),
+          ...entry("level", "noise level sigma/alpha"),
           ...entry("nfe", "evaluations"),
           ...entry("ms", "computed in"),
-          ...entry("error", "denoiser's error here (rms)"),
+          ...entry("error", "denoiser's rms error here"),
         ),
         meter,
         meterText,
@@ -1936,6 +1961,7 @@ const explorerView = (() => {
     );
 
     // take away
+    const linkStatus = h("p", { class: "ddx-note", role: "status" });
     const outputs = h(
       "fieldset",
       {},
@@ -1948,6 +1974,7 @@ const explorerView = (() => {
         usesAddress ? button("Copy link to this view", copyLink) : null,
         button("Reset all", () => update({ ...initial, playing: false })),
       ),
+      linkStatus,
     );
 
     function savePicture() {
@@ -1996,9 +2023,9 @@ const explorerView = (() => {
       }
       try {
         await navigator.clipboard.writeText(link);
-        say("The link is copied.");
+        linkStatus.textContent = "The link is copied.";
       } catch {
-        say("The link stands in the address bar.");
+        linkStatus.textContent = "The link stands in the address bar.";
       }
     }
 
@@ -2114,12 +2141,16 @@ const explorerView = (() => {
       return `From the same starting noise the end points of A and B lie ${format(mean)} apart on average, at most ${format(most)} (standard deviations of the data).`;
     }
 
+    const rough = (value) => format(Number(value.toPrecision(2)));
+    const floorTop = () => target.floor.floorMean + 2 * target.floor.floorSd;
+    /** The energy distance of the shown points, and where it stands between real points and pure noise. */
     function energyWords(run) {
       if (run.energy === undefined || !target.floor) return "energy distance: being computed";
-      const { floorMean, floorSd, ceiling } = target.floor;
-      const words = `energy distance ${format(run.energy)}; real points read ${format(floorMean)} ± ${format(floorSd)}, pure noise ${format(ceiling)}`;
-      return run.energy <= floorMean + 2 * floorSd ? `${words}: level with real points` : words;
+      const level = run.energy <= floorTop() ? ": level with real points" : run.energy > target.floor.ceiling ? ": worse than pure noise" : "";
+      return `energy distance ${Number.isFinite(run.energy) ? rough(run.energy) : "not finite"}${level}`;
     }
+    const bandWords = () =>
+      target.floor ? `Real points read up to ${rough(floorTop())}, pure noise ${rough(target.floor.ceiling)}.` : "";
 
     function showNumbers() {
       for (const side of sides()) {
@@ -2138,16 +2169,16 @@ const explorerView = (() => {
         put("ms", run.ms === null || run.ms === undefined ? (run.problem ? "–" : "…") : `${Math.round(run.ms)} ms`);
         const best = run.what && run.what.key === "exact";
         const known = run.what && isExact(run.what.law);
-        put("error", best ? "0, it is exact" : !known ? "not known" : run.errorAt === undefined ? "…" : format(run.error));
-        const words = run.problem ? "" : energyWords(run);
+        put("error", best ? "0, it is exact" : !known ? "not known" : run.errorAt === undefined ? "…" : `${format(run.error)} sd`);
+        const words = run.problem ? "" : `${energyWords(run)}. ${bandWords()}`;
         if (meterText.textContent !== words) meterText.textContent = words;
         if (target.floor && run.energy !== undefined) {
-          const { floorMean, floorSd, ceiling } = target.floor;
+          const { ceiling } = target.floor;
           // the distance is a square: its root spreads the low end
           const share = (value) => clamp(Math.sqrt(Math.max(0, value) / Math.max(ceiling, 1e-12)), 0, 1);
           needle.style.left = `${100 * share(run.energy)}%`;
-          band.style.width = `${100 * share(floorMean + 2 * floorSd)}%`;
-          meter.setAttribute("aria-valuenow", String(round(share(run.energy))));
+          band.style.width = `${100 * share(floorTop())}%`;
+          meter.setAttribute("aria-valuenow", String(round(share(run.energy), 3)));
           meter.setAttribute("aria-valuetext", words);
         }
       }
@@ -2172,12 +2203,13 @@ const explorerView = (() => {
           }
         }
         const shown = [
-          state.target === "clean" && "green: the data",
-          state.target === "level" && "green: the data at the same noise level",
+          state.target === "clean" && "green crosses: the data",
+          state.target === "level" && "green crosses: the data at the same noise level",
           state.paths !== "off" && state.picked.length && `numbered: ${state.picked.length} picked points with their paths`,
           state.field !== "off" && (state.field === "field" ? "arrows: the denoiser's field" : "arrows: its error against the exact one"),
         ].filter(Boolean);
         if (shown.length) parts.push(`In the picture, ${shown.join("; ")}.`);
+        if (bandWords()) parts.push(`By the energy distance, ${bandWords()[0].toLowerCase()}${bandWords().slice(1)}`);
         const end = endDifference();
         if (end) parts.push(end);
         const words = parts.join(" ");
@@ -2251,6 +2283,8 @@ const explorerView = (() => {
       state,
       runs,
       target,
+      /** The target as it is drawn beside a side: clean, or with the noise of its level. */
+      targetAt: (side) => targetAt(runs[side]),
       draw,
     };
     root.explorer = api; // for tests and for the curious

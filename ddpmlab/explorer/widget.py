@@ -29,7 +29,7 @@ def _known(kind: str, thing: Any) -> dict[str, Any] | None:
     """The engine's spec of a thing, or None where the engine does not know it."""
     try:
         return dict(getattr(export, kind)(thing))
-    except (ValueError, TypeError, NotImplementedError):
+    except (ValueError, TypeError, NotImplementedError, AttributeError):
         return None
 
 
@@ -55,10 +55,26 @@ def _law(law: Any) -> dict[str, Any]:
         points = law.sample(_SHOWN, 0) if hasattr(law, "sample") else law.split()[0][:_SHOWN]
         values = np.ascontiguousarray(points.detach().cpu().reshape(len(points), -1).numpy(), dtype="<f4")
         packed = {"shape": list(values.shape), "f32": base64.b64encode(values.tobytes()).decode("ascii")}
-        spec = {"name": f"own {law.name}", "dim": values.shape[1], "points": packed, "exact": False}
+        spec = {"name": f"own {_name(law)}", "dim": values.shape[1], "points": packed, "exact": False}
     if spec.get("exact") is False and hasattr(law, "denoise"):
         spec["exact"] = "remote"
-    return {**spec, "title": str(law.name).replace("_", " ").capitalize()}
+    return {**spec, "title": _name(law).replace("_", " ").capitalize()}
+
+
+def _name(law: Any) -> str:
+    return str(getattr(law, "name", type(law).__name__))
+
+
+def _checked(law: Any) -> Any:
+    """A law or another dataset whose points the page can draw."""
+    if isinstance(law, (Tensor, np.ndarray)) or not (hasattr(law, "shape") or hasattr(law, "dim")):
+        raise TypeError(f"law is a {type(law).__name__}; need a dataset, as data.make('two_moons').standardised()")
+    if not 1 <= math.prod(_shape(law)) <= 3:
+        raise ValueError(
+            f"points of {_name(law)} have shape {_shape(law)}; the explorer draws 1 to 3 coordinates. "
+            "For pictures there is ddpmlab.explorer.pad"
+        )
+    return law
 
 
 def _bytes(points: Tensor) -> bytes:
@@ -95,8 +111,9 @@ class Explorer(anywidget.AnyWidget):
         times: their times, `{"a": (n_steps + 1,)}`, float64.
 
     Raises:
-        TypeError: something given is not a denoiser.
-        ValueError: a denoiser without a law, a setting that does not exist, or shapes that do not agree.
+        TypeError: something given is not a denoiser, or the law is no dataset.
+        ValueError: a denoiser without a law, a setting that does not exist, shapes that do not agree, or points of
+            more than 3 coordinates.
     """
 
     _esm = page.module()
@@ -148,7 +165,7 @@ class Explorer(anywidget.AnyWidget):
         )
         self.trajectories: dict[str, Tensor] = {}
         self.times: dict[str, Tensor] = {}
-        self._law, self._schedules = law, dict(schedules or {})
+        self._law, self._schedules = None if law is None else _checked(law), dict(schedules or {})
         if law is None:
             catalogue = page.library()
             state = {"law": next(iter(catalogue["laws"])), **state}

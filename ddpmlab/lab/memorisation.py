@@ -13,6 +13,7 @@ from the blurred law at the first noise level.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from time import process_time
 from typing import Any
 
 import pandas as pd
@@ -113,20 +114,22 @@ def curve(
         dataset: the law.
         n, n_levels: of the judges.
         n_samples: generated points for the copy share.
-        changes: options of `recipes.two_moons`, such as `network={"width": 16}` or `decay="none"`.
+        changes: options of `recipes.two_moons`, such as `network={"width": 16}` or `decay="none"`. Where training
+            keeps averages of the weights (`ema_sigma_rel`), the first of them is judged.
 
     Returns:
         Columns `dataset, n_points, seed, parameters, step, measure, noise_level, value, low, high`. Measures: `law` and
         `sample`, path KL in nats, or its integrand where there is a noise level; `copy_share` (NaN at the ends of its
-        interval). Rows without a step are limits: the law's denoiser and the set's, each judged by the other (`sample`
-        and `law`), and the copy share of fresh points.
+        interval); `seconds` of one core to train. Rows without a step are limits: the law's denoiser and the set's,
+        each judged by the other (`sample` and `law`, and their integrands), and the copy share of fresh points.
     """
     keep_steps = sorted({int(step) for step in keep_steps})
     config = recipes.two_moons(keep_steps[-1], dataset=dataset, keep_steps=tuple(keep_steps), seed=seed, **changes)
     law, schedule = config.data, config.make_schedule()
     points = training_set(law, n_points, seed)
-    denoiser = config.build()
+    denoiser, start = config.build(), process_time()
     result = fit(denoiser, points, options=config.training.options(n_points), seed=seed)
+    seconds = process_time() - start
     judges, sampler = Judges.of(law, points, schedule, n, n_levels, seed), samplers.SAMPLERS.build(config.sampler)
     rows = []
 
@@ -137,22 +140,25 @@ def curve(
         share = float(copies(x, points).double().mean())
         rows.append((step, "copy_share", None, share, None, None))
 
-    limits = (
-        judges.law.path_kl(EmpiricalDenoiser(points, schedule)),
-        judges.sample.path_kl(ExactDenoiser(law, schedule)),
-    )
-    note(None, "law", limits[0])
-    note(None, "sample", limits[1])
+    def judge(step, measure, by):
+        """Path KL and its integrand from one evaluation."""
+        truth = getattr(judges, measure)
+        gaps = truth.gaps(by)
+        note(step, measure, Estimate.of(torch.trapezoid(gaps, schedule.noise_level(truth.times).log(), dim=0)))
+        levels = schedule.noise_level(truth.times).tolist()
+        rows.extend((step, measure, *pair, None, None) for pair in zip(levels, gaps.mean(1).tolist(), strict=True))
+
+    judge(None, "law", EmpiricalDenoiser(points, schedule))
+    judge(None, "sample", ExactDenoiser(law, schedule))
     note_copies(None, law.sample(n_samples, stream("fresh points beside copies", seed)))
+    kept = result.averages or result.weights
     for step in keep_steps:
-        denoiser.network.load_state_dict(result.weights[step])
-        for measure, estimate in judges.path_kl(denoiser).items():
-            note(step, measure, estimate)
-        for row in judges.gaps(denoiser).itertuples():
-            for measure in ("law", "sample"):
-                rows.append((step, measure, row.noise_level, getattr(row, measure), None, None))
+        denoiser.network.load_state_dict(kept[step])
+        for measure in ("law", "sample"):
+            judge(step, measure, denoiser)
         x = sampler.sample(denoiser, n_samples, seed=seed)
         note_copies(step, x[x.isfinite().all(1)])
+    rows.append((keep_steps[-1], "seconds", None, seconds, None, None))
     table = pd.DataFrame(rows, columns=["step", "measure", "noise_level", "value", "low", "high"])
     parameters = sum(p.numel() for p in denoiser.parameters())
     head = {"dataset": dataset, "n_points": n_points, "seed": seed, "parameters": parameters}

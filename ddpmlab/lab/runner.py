@@ -10,16 +10,17 @@ import signal
 import threading
 import time
 import traceback
-import warnings
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import cloudpickle
 import loky
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm  # text, so that it reaches the console of a batch run
 
 from ddpmlab import registry
@@ -33,6 +34,10 @@ COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
     *("value", "floor_mean", "floor_sd", "ceiling", "p_value"),
 )
+
+
+PATIENCE = 15.0
+"""Seconds without news after which a pool is looked at: whether any of its processes lives."""
 
 
 class RunError(RuntimeError):
@@ -79,6 +84,7 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+_NO_RESTARTS = {"LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}  # bytes
 _pools: dict[int, loky.ProcessPoolExecutor] = {}
 
 
@@ -86,6 +92,8 @@ def pool(workers: int | None = None) -> loky.ProcessPoolExecutor:
     """A pool of processes, kept for the next call because fresh ones take seconds to import torch.
 
     Its processes end with the one that started them, and need no main guard in a script. As many as cores, if omitted.
+    They are never started afresh for having grown, as loky would: they hold datasets and posteriors for the next job,
+    and a process that is slow to end would hold up all others.
 
     Raises:
         ValueError: fewer than one worker.
@@ -95,7 +103,7 @@ def pool(workers: int | None = None) -> loky.ProcessPoolExecutor:
         raise ValueError(f"workers = {workers}; need at least 1")
     known = _pools.get(workers)
     if known is None or known._flags.broken is not None or known._flags.shutdown:
-        _pools[workers] = loky.ProcessPoolExecutor(workers, timeout=600, initializer=_start_worker)
+        _pools[workers] = loky.ProcessPoolExecutor(workers, timeout=600, initializer=_start_worker, env=_NO_RESTARTS)
     return _pools[workers]
 
 
@@ -109,7 +117,31 @@ def stop(executor: Executor) -> None:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+def release() -> None:
+    """End this machine's pools, and give back the memory that they hold."""
+    for executor in list(_pools.values()):
+        stop(executor)
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------
+
+
+def _named(run: Run) -> str:
+    return f"{run.variant!r} of {run.config.dataset['name']}, seed {run.config.seed}"
+
+
+def _score(run: Run, store: Store) -> None:
+    """Train, sample and score, also where another process that did the same was done and took the checkpoint away."""
+    try:
+        stages.score(run.config, run.step, store)
+    except (RuntimeError, OSError):
+        if run.config.denoiser != "network" or not store.has("train", stages.train_key(run.config)):
+            raise
+        stages.score(run.config, run.step, store)
+
+
+def _is_of_files(error: Exception) -> bool:
+    return isinstance(error, OSError) or (isinstance(error, SafetensorError) and "os error" in str(error))
 
 
 def _work(payload: bytes) -> None:
@@ -123,11 +155,14 @@ def _work(payload: bytes) -> None:
             stages.references(*reference, store)
         for run in runs:
             try:
-                stages.score(run.config, run.step, store)
+                _score(run, store)
             except Exception as error:
-                name = f"{run.variant!r} of {run.config.dataset['name']}, seed {run.config.seed}"
+                if _is_of_files(error):  # a full disk: where in the code it was tells nothing
+                    raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None
                 trace = "".join(traceback.format_exception(error)[-4:])
-                raise RunError(f"run {name} failed: {type(error).__name__}: {error}\n{trace}") from None
+                raise RunError(f"run {_named(run)} failed: {type(error).__name__}: {error}\n{trace}") from None
+    except OSError as error:
+        raise RunError(f"floors and ceilings failed: {error}; the store is {url}") from None
     finally:
         torch.set_num_threads(threads)
 
@@ -149,6 +184,60 @@ def missing(runs: Iterable[Run], store: Store | None = None) -> list[list[Run]]:
             key = stages.train_key(run.config) if network else stages.sample_key(run.config, None)
             jobs.setdefault(key, []).append(run)
     return list(jobs.values())
+
+
+def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None = None) -> list[float]:
+    """Seconds that each job should take on one core, by the pace of trainings that the store has.
+
+    A step costs what it cost, in the median, in trainings among `runs` of the same network on the same dataset in
+    batches of the same size; where there is none, what a step of any of them did. Sampling and scoring count as one
+    second a run.
+
+    Args:
+        jobs: see `missing`.
+        runs: those whose trainings tell the pace.
+        store: the default one if omitted.
+    """
+    store, paces = store or stores.default(), {}
+
+    def kind(config: Experiment) -> str:
+        return str((config.dataset, config.network, config.training.batch_size, config.training.precision))
+
+    trainings = {}
+    for run in runs:
+        if run.config.denoiser == "network" and run.config.weights is None:
+            trainings.setdefault(stages.train_key(run.config), kind(run.config))
+    for key, of in trainings.items():
+        if (note := store.note("train", key)) is not None:
+            paces.setdefault(of, []).append(note["seconds"] / note["steps"])
+    usual = median([pace for found in paces.values() for pace in found] or [1e-3])
+    seconds = []
+    for job in jobs:
+        config, found = job[0].config, float(len(job))
+        if config.denoiser == "network" and config.weights is None and not store.has("train", stages.train_key(config)):
+            steps = config.training.options(config.training.n_points or config.data.n_train).n_steps
+            found += steps * median(paces.get(kind(config), [usual]))
+        seconds.append(found)
+    return seconds
+
+
+def _as_done(futures: Iterable[Future], executor: Executor) -> Iterator[Future]:
+    """Futures as they are done.
+
+    Raises:
+        RunError: the pool's processes are gone and it does not say so.
+    """
+    left, gone = set(futures), False
+    while left:
+        done, left = wait(left, PATIENCE, FIRST_COMPLETED)
+        yield from done
+        if not done and isinstance(executor, loky.ProcessPoolExecutor):
+            before, gone = gone, not any(process.is_alive() for process in list(executor._processes.values()))
+            if before and gone:
+                raise RunError(f"the pool's processes are gone with {len(left)} jobs to do; {_AGAIN}")
+
+
+_AGAIN = "what was finished is kept, and trainings go on from their checkpoints: run it again"
 
 
 def compute(
@@ -173,10 +262,10 @@ def compute(
         Jobs that failed, each with its error; none without `go_on`.
 
     Raises:
-        RunError: a run failed; those that had not begun do not start.
+        RunError: a run failed, and those that had not begun do not start; or the executor's processes died.
     """
     runs, store = list(runs), store or stores.default()
-    parts = registry.defined_interactively()
+    parts = [part for part in registry.defined_interactively() if part[0] != "study"]  # workers know runs alone
 
     def payload(job: list[Run], reference=None) -> bytes:
         return cloudpickle.dumps((store.url, parts, job, reference))
@@ -190,24 +279,31 @@ def compute(
     if not jobs and not references:
         return []
     own = executor is None
-    # workers that hold a law's posteriors grow, and loky takes that for a leak: it starts a fresh one, nothing is lost
-    warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)
     executor = executor or pool()
     futures: dict[Future, list[Run]] = {}
+    seconds: dict[Future, float] = {}
     failed: list[tuple[list[Run], Exception]] = []
     try:
         for pair in references:
             futures[executor.submit(_work, payload([], pair))] = []
-        for job in jobs:
-            futures[executor.submit(_work, payload(job))] = job
-        bar = tqdm(as_completed(futures), total=len(futures), desc=title, disable=not progress, mininterval=1.0)
-        for future in bar:
-            try:
-                future.result()
-            except Exception as error:
-                if not go_on:
-                    raise
-                failed.append((futures[future], error))
+        for job, needed in zip(jobs, expected(jobs, runs, store) if progress else [1.0] * len(jobs), strict=True):
+            futures[future := executor.submit(_work, payload(job))] = job
+            seconds[future] = needed
+        # a job counts by its expected seconds, so that the time left is an estimate
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        total = sum(seconds.values()) + len(references)
+        with tqdm(total=total, desc=title, disable=not progress, mininterval=1.0, bar_format=form) as bar:
+            for count, future in enumerate(_as_done(futures, executor), 1):
+                try:
+                    future.result()
+                except Exception as error:
+                    if isinstance(error, BrokenExecutor):
+                        error = RunError(f"a process was killed, perhaps for want of memory; {_AGAIN}")
+                    if not go_on:
+                        raise error from None
+                    failed.append((futures[future], error))
+                bar.set_postfix_str(f"{count} of {len(futures)} jobs", refresh=False)
+                bar.update(seconds.get(future, 1.0))
     except BaseException:
         for future in futures:
             future.cancel()

@@ -1,4 +1,4 @@
-"""Are gains marginal in T? Chains of several lengths as published, at equal terminal SNR, and settled."""
+"""Are gains marginal in T? Chains of several lengths as published, at equal terminal SNR, and ending at noise."""
 
 from collections.abc import Iterator
 
@@ -14,48 +14,66 @@ BETAS = {"lbeta": 1e-5, "ubeta": 1.28e-2}
 def diffusion_steps(
     steps: list[int],
     epochs: int,
-    snapshots: list[int],
     fixed: list[int],
     settled: list[int],
     settled_steps: int,
     few: list[int],
-    n_seeds: int,
-    exact_seeds: int,
+    in_nats: list[str],
+    longest_chain: int,
+    exact_steps: list[int],
+    exact_few: list[int],
     exact_samples: int,
-    exact_fine_seeds: int,
-    exact_fine_samples: int,
+    exact_few_samples: int,
+    n_seeds: int,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
-    """Model 3 for each T (also early in training), at the terminal SNR of T = 50, ending at noise, and in few steps."""
+    """Model 3 for each T, at the terminal SNR of T = 50, ending at noise, and in few steps; the exact denoiser beside.
+
+    Args:
+        steps, epochs: lengths of the chains as published, and their training.
+        fixed: lengths whose ubeta is set so that they end at the terminal SNR of T = 50.
+        settled, settled_steps: lengths that end at noise, and optimiser steps of their annealed training.
+        few: steps in which the longest of them is sampled.
+        in_nats: laws whose divergences are computed.
+        longest_chain: the chain's own divergence costs exact posteriors at all T steps; for T up to this.
+        exact_steps, exact_samples: lengths at which the exact denoiser is sampled, and how many points.
+        exact_few, exact_few_samples: the same for few steps of the longest chain.
+        n_seeds: of every network; the exact denoiser has one.
+        fine: a score that resolves what `emd_128` does not.
+    """
     metrics = tuple(dict.fromkeys(["emd_128", fine]))
-    kept, annealed = Training(epochs=epochs, keep_steps=tuple(snapshots)), recipes.annealed(settled_steps)
+    annealed = recipes.annealed(settled_steps)
     homework_snr = schedules.make("linear", n_steps=50, **BETAS).terminal_snr
 
     def ending(n: int, snr: float) -> dict:
         return schedules.ending_at(snr, n_steps=n, lbeta=BETAS["lbeta"])
 
+    def nats(law: str, n: int) -> tuple[str, ...]:
+        return ("kl", *(["chain_kl"] if n <= longest_chain else [])) if law in in_nats else ()
+
+    def perfect(run: Run, n_samples: int) -> Run:
+        factors = {**run.factors, "kind": f"{run.factors['kind']}, {EXACT}"}
+        return Run(f"{run.variant}, {EXACT}", limit(run.config, "exact", n_samples), None, factors)
+
     for law in HOMEWORK_LAWS:
-        runs, limits = [], []
+        chains, sampled = [], []
         for n in steps:
             linear = {"name": "linear", "n_steps": n, **BETAS}
-            config = recipes.homework(law, schedule=linear, training=kept, metrics=metrics)
-            runs.append(Run(f"T={n}", config, None, {"T": n, "kind": "as published"}))
-            early = recipes.homework(law, schedule=linear, training=kept)
-            runs += [
-                Run(f"T={n}, after {k} steps", early, k, {"T": n, "kind": "early", "step": k}) for k in snapshots
-            ]  # fmt: skip
-            perfect = Run(f"T={n}, {EXACT}", limit(config, "exact", exact_samples), None, {"T": n, "kind": EXACT})
-            limits += over_seeds([perfect], range(exact_seeds))
+            config = recipes.homework(
+                law, schedule=linear, training=Training(epochs=epochs), metrics=(*metrics, *nats(law, n))
+            )  # fmt: skip
+            chains.append(Run(f"T={n}", config, None, {"T": n, "kind": "as published"}))
         for n in fixed:
-            same = recipes.homework(
+            config = recipes.homework(
                 law, schedule=ending(n, homework_snr), training=Training(epochs=epochs), metrics=metrics
             )  # fmt: skip
-            runs.append(Run(f"T={n}, fixed SNR", same, None, {"T": n, "kind": "fixed SNR"}))
+            chains.append(Run(f"T={n}, fixed SNR", config, None, {"T": n, "kind": "fixed SNR"}))
         for n in settled:
-            noise = recipes.homework(
-                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed, metrics=metrics
+            config = recipes.homework(
+                law, schedule=ending(n, 0.01), parameterisation="v", training=annealed,
+                metrics=(*metrics, *nats(law, n)),
             )  # fmt: skip
-            runs.append(Run(f"T={n}, settled", noise, None, {"T": n, "kind": "settled"}))
+            chains.append(Run(f"T={n}, settled", config, None, {"T": n, "kind": "settled"}))
         longest = max(settled)
         for solver in ("ddpm", "dpmpp_2m"):
             for k in few:
@@ -63,15 +81,8 @@ def diffusion_steps(
                     law, schedule=ending(longest, 0.01), parameterisation="v", training=annealed, metrics=metrics,
                     sampler={"name": solver, "n_steps": k},
                 )  # fmt: skip
-                name, factors = (
-                    f"T={longest}, settled, {solver} in {k} steps",
-                    {"T": longest, "solver": solver, "nfe": k},
-                )
-                runs.append(Run(name, config, None, factors | {"kind": "few steps"}))
-                perfect = Run(
-                    f"{name}, {EXACT}", limit(config, "exact", exact_fine_samples), None,
-                    factors | {"kind": f"few steps, {EXACT}"},
-                )  # fmt: skip
-                limits += over_seeds([perfect], range(exact_fine_seeds))
-        yield from over_seeds(runs, range(n_seeds))
-        yield from limits
+                factors = {"T": longest, "kind": "few steps", "solver": solver, "nfe": k}
+                sampled.append(Run(f"T={longest}, settled, {solver} in {k} steps", config, None, factors))
+        yield from over_seeds([*chains, *sampled], range(n_seeds))
+        yield from (perfect(run, exact_samples) for run in chains if run.factors["T"] in exact_steps)
+        yield from (perfect(run, exact_few_samples) for run in sampled if run.factors["nfe"] in exact_few)

@@ -4,18 +4,37 @@ from collections.abc import Iterator
 
 from ddpmlab.lab import Run, Training, limit, over_seeds, recipes
 from ddpmlab.studies import EXACT, HOMEWORK_LAWS, register
+from ddpmlab.studies.diffusion_steps import BETAS
 
 
 @register
 def epochs(
-    epochs: list[float], n_seeds: int, exact_seeds: int, exact_samples: int, fine: str = "energy_distance"
+    epochs: list[float],
+    n_seeds: int,
+    exact_seeds: int,
+    exact_samples: int,
+    other_steps: list[int],
+    other_schedules: list[str],
+    other_epochs: list[float],
+    n_other_seeds: int,
+    fine: str = "energy_distance",
 ) -> Iterator[Run]:
-    """Model 3 after each number of epochs, and the exact denoiser in its place."""
+    """Model 3 after each number of epochs, the exact denoiser in its place, and other chains trained for longer too."""
     training = Training(epochs=max(epochs), keep_epochs=tuple(epochs))
-    metrics = tuple(dict.fromkeys(["emd_128", fine, "kl", "nll_gap", "nll_gap_train"]))
+    longer = Training(epochs=max(other_epochs), keep_epochs=tuple(other_epochs))
+    metrics = tuple(dict.fromkeys(["emd_128", fine, "kl", "chain_kl", "nll_gap", "nll_gap_train"]))
+    others = {f"T={n}": {"name": "linear", "n_steps": n, **BETAS} for n in other_steps}
+    others |= {f"schedule={name}": {"name": name} for name in other_schedules}
     for law in HOMEWORK_LAWS:
         config = recipes.homework(law, training=training, metrics=metrics)
         n = config.data.n_train
         runs = [Run(f"epochs={e:g}", config, training.step_of(e, n), {"epochs": e}) for e in epochs]
         yield from over_seeds(runs, range(n_seeds))
         yield from over_seeds([Run(EXACT, limit(config, "exact", exact_samples))], range(exact_seeds))
+        runs = []
+        for name, schedule in others.items():
+            config = recipes.homework(law, schedule=schedule, training=longer)
+            for e in other_epochs:
+                step, factors = longer.step_of(e, n), {"epochs": e, "other": name}
+                runs.append(Run(f"{name}, epochs={e:g}", config, step, factors))
+        yield from over_seeds(runs, range(n_other_seeds))

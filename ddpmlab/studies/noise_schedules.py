@@ -1,4 +1,4 @@
-"""Which noise schedule? The report's five as published, predicting v, ending at noise, and its grid of lbeta, ubeta."""
+"""Which noise schedule? The report's five as published and repaired, settled, and its grid of lbeta and ubeta."""
 
 from collections.abc import Iterator
 
@@ -7,79 +7,92 @@ from ddpmlab.lab import Run, Training, limit, over_seeds, recipes
 from ddpmlab.studies import EXACT, HOMEWORK_LAWS, register
 
 PUBLISHED = ("linear", "sech", "cosine", "scaled_linear", "sigmoid")
-REACHING = {
-    "vp_cosine": {"name": "vp_cosine", "t_min": 0.005},
-    "ve": {"name": "ve", "sigma_min": 0.005, "sigma_max": 20.0},
-}
-"""Continuous schedules that end at noise."""
 
 
-def parts(settled: list[str], raised: list[str], continuous: list[str]) -> dict[str, dict]:
+def parts(settled: list[str], raised: list[str]) -> dict[str, dict]:
     """Schedules of the settled trainings; a dagger marks those whose ubeta is raised until they end at noise."""
-    found = {name: {"name": name} for name in settled}
-    found |= {f"{name}†": schedules.ending_at(0.01, name) for name in raised}
-    return found | {name: REACHING[name] for name in continuous}
+    return {name: {"name": name} for name in settled} | {f"{name}†": schedules.ending_at(0.01, name) for name in raised}
 
 
 @register
 def noise_schedules(
     epochs: int,
-    settled_steps: int,
+    predicting_v: list[str],
+    last_beta: float,
     settled: list[str],
     raised: list[str],
-    continuous: list[str],
+    settled_steps: int,
     grid_lbeta: list[float],
     grid_ubeta: list[float],
     pairs: list[tuple[float, float]],
+    in_nats: list[str],
+    exact_samples: int,
     n_seeds: int,
     n_grid_seeds: int,
-    exact_seeds: int,
-    exact_samples: int,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
-    """Every schedule as published, two of them predicting v, the settled ones, the grid, and the report's pairs."""
-    metrics = tuple(dict.fromkeys(["emd_128", "course_nll", fine]))
-    published, sampler = Training(epochs=epochs), {"name": "ddpm", "n_steps": 50}
+    """Every schedule as published, some predicting v, the cosine with a smaller last beta, the settled, pairs, a grid.
+
+    Args:
+        epochs: of all trainings but the settled ones.
+        predicting_v: schedules trained so to predict v as well.
+        last_beta: the cosine's betas are clipped here instead of at 0.999.
+        settled, raised, settled_steps: see `parts`, and optimiser steps of their annealed training.
+        grid_lbeta, grid_ubeta: the map of the surface's EMD.
+        pairs: (lbeta, ubeta) on the surface with all seeds and the exact denoiser: the report's three, and others that
+            part the first beta from the width.
+        in_nats: laws whose divergences are computed.
+        exact_samples: points of the exact denoiser, one seed.
+        n_seeds, n_grid_seeds: of every network, and of a cell of the grid.
+        fine: a score that resolves what `emd_128` does not.
+    """
+    metrics = tuple(dict.fromkeys(["emd_128", fine]))
+    published = Training(epochs=epochs)
 
     def betas(lbeta: float, ubeta: float) -> dict:
         return {"name": "linear", "lbeta": lbeta, "ubeta": ubeta}
 
+    def perfect(run: Run) -> Run:
+        factors = {**run.factors, "kind": f"{run.factors['kind']}, {EXACT}"}
+        return Run(f"{run.variant}, {EXACT}", limit(run.config, "exact", exact_samples), None, factors)
+
     for law in HOMEWORK_LAWS:
-        runs, grid, limits = [], [], []
+        runs, held = [], []
+        nats = ("kl", "chain_kl") if law in in_nats else ()
         for name in PUBLISHED:
-            scores = (*metrics, "kl") if name in settled else metrics  # exact posteriors of a schedule take seconds
-            config = recipes.homework(law, schedule={"name": name}, training=published, metrics=scores)
-            factors = {"schedule": name, "kind": "as published"}
-            runs.append(Run(f"schedule={name}", config, None, factors))
-            perfect = Run(
-                f"schedule={name}, {EXACT}", limit(config, "exact", exact_samples), None, factors | {"kind": EXACT}
-            )  # fmt: skip
-            limits += over_seeds([perfect], range(exact_seeds))
-        for name in ("linear", "cosine"):
             config = recipes.homework(
-                law, schedule={"name": name}, parameterisation="v", training=published, metrics=metrics
+                law, schedule={"name": name}, training=published, metrics=(*metrics, "course_nll", *nats)
+            )  # fmt: skip
+            held.append(Run(f"schedule={name}", config, None, {"schedule": name, "kind": "as published"}))
+        for name in predicting_v:
+            config = recipes.homework(
+                law, schedule={"name": name}, parameterisation="v", training=published, metrics=(*metrics, *nats)
             )  # fmt: skip
             runs.append(Run(f"schedule={name}, predicting v", config, None, {"schedule": name, "kind": "predicting v"}))
-        for name, part in parts(settled, raised, continuous).items():
+        config = recipes.homework(
+            law, schedule={"name": "cosine", "max_beta": last_beta}, training=published, metrics=(*metrics, *nats)
+        )  # fmt: skip
+        factors = {"schedule": "cosine", "kind": "smaller last beta"}
+        held.append(Run("schedule=cosine, smaller last beta", config, None, factors))
+        for name, part in parts(settled, raised).items():
             config = recipes.homework(
-                law, schedule=part, parameterisation="edm" if name == "ve" else "v",
-                training=recipes.annealed(settled_steps), sampler=sampler, metrics=(*metrics, "kl"),
+                law, schedule=part, parameterisation="v", training=recipes.annealed(settled_steps),
+                metrics=(*metrics, *nats),
             )  # fmt: skip
             runs.append(Run(f"schedule={name}, settled", config, None, {"schedule": name, "kind": "settled"}))
-        for lbeta in grid_lbeta:
-            for ubeta in grid_ubeta:
-                config = recipes.homework(law, schedule=betas(lbeta, ubeta), training=published)
-                factors = {"kind": "grid", "lbeta": lbeta, "ubeta": ubeta}
-                grid.append(Run(f"lbeta={lbeta:g};ubeta={ubeta:g}", config, None, factors))
         for lbeta, ubeta in pairs if law == "sin_5_5" else ():
             config = recipes.homework(law, schedule=betas(lbeta, ubeta), training=published)
             factors = {"kind": "pair", "lbeta": lbeta, "ubeta": ubeta}
-            name = f"pair lbeta={lbeta:g};ubeta={ubeta:g}"
-            runs.append(Run(name, config, None, factors))
-            perfect = Run(
-                f"{name}, {EXACT}", limit(config, "exact", exact_samples), None, factors | {"kind": f"pair, {EXACT}"}
-            )  # fmt: skip
-            limits += over_seeds([perfect], range(exact_seeds))
-        yield from over_seeds(runs, range(n_seeds))
+            held.append(Run(f"pair lbeta={lbeta:g};ubeta={ubeta:g}", config, None, factors))
+        grid = [
+            Run(
+                f"lbeta={lbeta:g};ubeta={ubeta:g}",
+                recipes.homework(law, schedule=betas(lbeta, ubeta), training=published), None,
+                {"kind": "grid", "lbeta": lbeta, "ubeta": ubeta},
+            )
+            for lbeta in (grid_lbeta if law == "sin_5_5" else ())
+            for ubeta in grid_ubeta
+        ]  # fmt: skip
+        yield from over_seeds([*held, *runs], range(n_seeds))
         yield from over_seeds(grid, range(n_grid_seeds))
-        yield from limits
+        yield from map(perfect, held)

@@ -1,0 +1,168 @@
+"""Every verdict of the book, computed again from the committed tables by arithmetic of its own.
+
+A page adds its rows to `ROWS`: a claim's effect is a signed sum of values of its table, one a seed. Pages whose
+template has changed since they were run are judged when they are run again.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from scipy.special import stdtrit
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "book" / "results"
+LAWS = ("sin_5_5", "helix")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a claim follows from its page's table.
+
+    Attributes:
+        page, law: which rows of which table.
+        terms: (sign, metric, variant), added up seed by seed over the seeds that all of them have.
+        above: a column of the last term's rows to subtract, such as `ceiling`.
+        error: (metric, variant) of a row that holds a standard error shared by all seeds.
+        verdict: `artefact` where the page says so; what the interval says if omitted.
+        scale: factor on the effect.
+    """
+
+    page: str
+    law: str
+    terms: tuple[tuple[int, str, str], ...]
+    above: str | None = None
+    error: tuple[str, str] | None = None
+    verdict: str | None = None
+    scale: float = 1.0
+
+
+def change(page: str, law: str, metric: str, plus: str, minus: str, **more) -> Row:
+    """One variant less another."""
+    return Row(page, law, ((1, metric, plus), (-1, metric, minus)), **more)
+
+
+def _own_network() -> dict[str, Row]:
+    relu, no_time = "time as an input, ReLU behind the output", "no time input, ReLU behind the output"
+    pairs = [f"table 8: lbeta={low};ubeta={up}, {relu}" for low, up in ((0.0128, 0.001), (0.0128, "1e-05"))]
+    widest = f"table 8: lbeta=0.128;ubeta=1e-06, {relu}"
+    rows = {
+        "own-network-explosion": Row("own_network", "sin_5_5", ((1, "emd_128", widest),), above="ceiling"),
+        "own-network-pairs": change("own_network", "sin_5_5", "emd_128", pairs[1], pairs[0]),
+    }
+    changes = {
+        "": (f"table 5: T=200, {relu}", f"table 5: T=10, {relu}"),
+        "no-time-": (f"table 5: T=200, {no_time}", f"table 5: T=10, {no_time}"),
+        "perfect-": ("table 5: T=200, perfect", "table 5: T=10, perfect"),
+        "epochs-": (f"table 1: epochs=100, {relu}", f"table 1: epochs=1000, {relu}"),
+        "complexity-": (f"table 3: model=1, {relu}", f"table 3: model=3, {relu}"),
+        "cosine-": (f"table 7: schedule=cosine, {relu}", f"table 7: schedule=linear, {relu}"),
+    }
+    for name, (plus, minus) in changes.items():
+        for law in LAWS:
+            rows[f"own-network-{name}{law}"] = change("own_network", law, "emd_128", plus, minus)
+    return rows
+
+
+def _epochs() -> dict[str, Row]:
+    rows = {}
+    for law in LAWS:
+        rows[f"epochs-{law}"] = change("epochs", law, "emd_128", "epochs=100", "epochs=1000")
+        rows[f"epochs-late-{law}"] = change("epochs", law, "emd_128", "epochs=500", "epochs=1000")
+        rows[f"epochs-chain-kl-{law}"] = change("epochs", law, "chain_kl", "epochs=500", "epochs=1000")
+        apart = ((1, "nll_gap", "epochs=1000"), (-1, "nll_gap_train", "epochs=1000"))
+        before = ((-1, "nll_gap", "epochs=100"), (1, "nll_gap_train", "epochs=100"))
+        error = ("nll_gap_change_error", "500 points")
+        rows[f"epochs-overfitting-{law}"] = Row("epochs", law, apart + before, error=error)
+        for name, other in (("T-200", "T=200"), ("schedule-cosine", "schedule=cosine")):
+            ends = (f"{other}, epochs=100", f"{other}, epochs=500")
+            rows[f"epochs-more-{name}-{law}"] = change("epochs", law, "emd_128", *ends)
+    return rows
+
+
+ROWS = {**_own_network(), **_epochs()}
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------------
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def judged(values: list[float], error: float = 0.0) -> tuple[float, float, float, str]:
+    """Mean, Student's t interval of 95% widened by a shared standard error, and what it says of "above zero"."""
+    mean, n = math.fsum(values) / len(values), len(values)
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / n**0.5 if n > 1 else 0.0
+    half = (half**2 + (1.96 * error) ** 2) ** 0.5
+    verdict = "not resolved" if abs(mean) <= half else "reproduced" if mean > 0 else "not reproduced"
+    return mean, mean - half, mean + half, verdict
+
+
+def effect(row: Row, table: list[dict[str, str]]) -> tuple[list[float], float]:
+    """One value per seed, and the shared standard error."""
+
+    def found(metric: str, variant: str) -> dict[str, dict[str, str]]:
+        key = (row.law, metric, variant)
+        return {r["seed"]: r for r in table if (r["dataset"], r["metric"], r["variant"]) == key}
+
+    terms = [(sign, found(metric, variant)) for sign, metric, variant in row.terms]
+    seeds = set.intersection(*(set(rows) for _, rows in terms))
+    assert seeds, f"no seeds of {row.terms}"
+    less = float(next(iter(terms[-1][1].values()))[row.above]) if row.above else 0.0
+    values = [row.scale * (sum(s * float(rows[k]["value"]) for s, rows in terms) - less) for k in sorted(seeds)]
+    error = float(next(iter(found(*row.error).values()))["value"]) if row.error else 0.0
+    return values, error
+
+
+def as_published(page: str) -> bool:
+    """Whether a page's template is the one it was run from, at the full profile."""
+    note = json.loads((RESULTS / "provenance.json").read_text()).get(page, {})
+    path = ROOT / "notebooks" / f"{page}.ipynb"
+    if note.get("profile") != "full" or not path.exists():
+        return False
+    cells = [(c.cell_type, c.source) for c in nbformat.read(path, as_version=4).cells]
+    digest = hashlib.sha256(json.dumps(cells, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return note.get("fingerprint", {}).get("template") == digest
+
+
+# --- tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted({row.page for row in ROWS.values()}))
+def test_verdicts_and_intervals_follow_from_the_tables(page):
+    if not as_published(page):
+        pytest.skip(f"{page} has changed since it was run")
+    claims = {r["id"]: r for r in read("claims.csv") if r["page"] == page}
+    assert set(claims) == {id for id, row in ROWS.items() if row.page == page}
+    table = read(f"{page}.csv")
+    for id, claim in claims.items():
+        mean, low, high, verdict = judged(*effect(ROWS[id], table))
+        near = {"rel": 2e-3, "abs": 1e-4 * max(abs(low), abs(high))}  # the tables have six digits
+        assert float(claim["measured"]) == pytest.approx(mean, rel=6e-3, abs=near["abs"]), id
+        assert (float(claim["ci_low"]), float(claim["ci_high"])) == pytest.approx((low, high), **near), id
+        assert claim["verdict"] == (ROWS[id].verdict or verdict), id
+
+
+def test_the_arithmetic_on_numbers_done_by_hand():
+    # 1, 2, 3: sd 1, t(0.975; 2) = 4.302653
+    mean, low, high, verdict = judged([1.0, 2.0, 3.0])
+    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert verdict == "not resolved"
+    assert judged([10.0, 11.0, 12.0])[3] == "reproduced"
+    assert judged([-10.0, -11.0, -12.0])[3] == "not reproduced"
+    assert judged([10.0, 11.0, 12.0], error=10.0)[3] == "not resolved"
+    cells = [("a", 0, 5.0, 1.0), ("a", 1, 7.0, 1.0), ("b", 0, 2.0, 1.0), ("b", 1, 3.0, 1.0), ("b", 2, 9.0, 1.0)]
+    table = [
+        {"dataset": "helix", "metric": "kl", "variant": v, "seed": str(s), "value": str(x), "ceiling": str(c)}
+        for v, s, x, c in cells
+    ]
+    assert effect(change("p", "helix", "kl", "a", "b"), table) == ([3.0, 4.0], 0.0)
+    assert effect(Row("p", "helix", ((1, "kl", "b"),), above="ceiling"), table) == ([1.0, 2.0, 8.0], 0.0)

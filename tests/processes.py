@@ -30,7 +30,7 @@ def children(process):
     return found
 
 
-def wait_for(there, seconds=120):
+def wait_for(there, seconds=600):
     """What `there` gives as soon as it is true, or at the end of the patience."""
     deadline = time.monotonic() + seconds
     while not (found := there()) and time.monotonic() < deadline:

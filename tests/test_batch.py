@@ -47,6 +47,9 @@ folder.mkdir()
 """
 
 
+STARTED = []
+
+
 @pytest.fixture
 def project(tmp_path):
     """A checkout with two studies of its own, and a last good page of the first."""
@@ -66,7 +69,9 @@ def project(tmp_path):
     for folder in (tmp_path / "book", book(tmp_path)):
         (folder / "studies").mkdir(parents=True)
         (folder / "studies" / "tiny.ipynb").write_text("the last good page")
-    return tmp_path
+    yield tmp_path
+    while STARTED:
+        STARTED.pop().terminate()
 
 
 def book(project):
@@ -83,9 +88,12 @@ def run(project, *arguments, limit=0):
         **os.environ, "DDPMLAB_CACHE": str(project / "store"), "PYTHONPATH": str(ROOT), "DDPMLAB_DATA": str(project)
     }  # fmt: skip
     command = [sys.executable, "-c", DDPMLAB, str(limit), "run", "--root", str(project), *arguments]
-    return subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    STARTED.append(
+        subprocess.Popen(
+            command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
     )
+    return STARTED[-1]
 
 
 def descendants(process):
@@ -122,7 +130,7 @@ def test_a_run_that_is_interrupted_leaves_the_last_good_page_and_goes_on(project
     assert page(project) == "the last good page"
     assert "tiny: it was interrupted" in note.read_text()
     third = run(project, *long)
-    out, err = third.communicate(timeout=120)
+    out, err = third.communicate(timeout=600)
     assert third.returncode == 0, (out, err)
     assert "time.sleep(pause)" in page(project)
     assert pd.read_csv(book(project) / "results" / "tiny.csv").value.tolist() == [12_000]
@@ -132,7 +140,7 @@ def test_a_run_that_is_interrupted_leaves_the_last_good_page_and_goes_on(project
 
 def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project):
     full = run(project, "tiny", limit=4_000)
-    out, err = full.communicate(timeout=120)
+    out, err = full.communicate(timeout=600)
     assert full.returncode == 1
     (line,) = [line for line in err.splitlines() if "failed" in line]
     assert "tiny: run 'a' of helix, seed " in line
@@ -142,7 +150,7 @@ def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project)
     assert page(project) == "the last good page"
     both = [run(project, "tiny") for _ in range(2)]
     for process in both:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, (out, err)
     assert "time.sleep(pause)" in page(project)
     store = Store(project / "store")
@@ -155,7 +163,7 @@ def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project)
 
 def test_a_study_without_its_data_is_named_and_the_others_go_on(project):
     process = run(project)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     (line,) = [line for line in (out + err).splitlines() if "pictures" in line]
     assert line.startswith(f"pictures: DDPMLAB_DATA = {project} lacks some of train-images-idx3-ubyte.gz")

@@ -29,8 +29,8 @@ class NonNegative(ExactDenoiser):
     .. math:: \hat\varepsilon^+(x_t, t) = \max\bigl(0, E[\varepsilon \mid x_t]\bigr), \qquad
        D(x_t, t) = (x_t - \sigma_t\,\hat\varepsilon^+) / \alpha_t,
 
-    in each coordinate: of all :math:`a \ge 0` this one has the smallest :math:`E[(a - \varepsilon)^2 \mid x_t]`. What a
-    network with a ReLU behind its output tends to as it grows and is trained.
+    in each coordinate: of all :math:`a \ge 0` this one has the smallest :math:`E[(a - \varepsilon)^2 \mid x_t]`. No
+    network with a ReLU behind its output has a smaller loss.
     """
 
     def forward(self, x_t: Tensor, t: float | Tensor) -> Tensor:

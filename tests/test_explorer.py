@@ -809,7 +809,7 @@ def test_the_book_and_its_links_use_what_there_is():
             assert model == "exact" or library["denoisers"][model]["law"] == law, model
             assert given.get(f"{side}_schedule", "own") in {"own", *library["schedules"]}
     assert directive.address({"law": "helix", "compare": False}) == "#explorer?law=helix&compare=0"
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    for path in (ROOT / "book/studies").glob("*.ipynb"):
         if re.search("two_moons|helix|sin_5_5", path.read_text(encoding="utf-8")):  # a study of points
             assert f"studies/{path.stem}" in directive.LINKS, f"{path.stem} has no link to the explorer"
 

@@ -85,8 +85,10 @@ def scheduling(workers: int = 64, tasks: int = 4_000) -> None:
     """Tasks a second that a scheduler hands to workers whose tasks sleep."""
     from distributed import Client, LocalCluster, wait
 
+    # no memory limit: 64 workers in one process would each take the whole for their own, and pause
+    shared = {"threads_per_worker": 1, "processes": False, "dashboard_address": None, "memory_limit": 0}
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, **shared) as cluster,
         Client(cluster) as client,
     ):
         start, before = time.perf_counter(), time.process_time()

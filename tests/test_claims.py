@@ -254,3 +254,83 @@ def test_a_lead_is_over_the_schedule_that_is_best_on_other_seeds():
     ]
     assert effect(Lead("p", "helix", "chain_kl", ("cosine", "sech")), table) == ([3.0, 4.0], 0.0)
     assert effect(Lead("p", "helix", "bound", ("cosine", "sech"), scale=-1.0), table) == ([-3.0, -4.0], 0.0)
+
+
+# --- pages of pictures, whose effects are not one value a seed ------------------------------------------------------
+
+
+def published(page: str) -> tuple[dict[str, dict[str, str]], list[dict[str, str]]]:
+    """Claims and table of a page that stands as its template was run."""
+    if not as_published(page):
+        pytest.skip(f"{page} has changed since it was run")
+    return {r["id"]: r for r in read("claims.csv") if r["page"] == page}, read(f"{page}.csv")
+
+
+def matches(claim: dict[str, str], mean: float, low: float, high: float, verdict: str) -> bool:
+    found = [float(claim[name]) for name in ("measured", "ci_low", "ci_high")]
+    return found == pytest.approx([mean, low, high], rel=6e-3, abs=2e-5) and claim["verdict"] == verdict
+
+
+def wilson(share: float, n: float, bar: float) -> tuple[float, float, float, str]:
+    """A share less a bar, the interval of Wilson (1927) as roots of (share - p)^2 = z^2 p (1 - p) / n, the verdict."""
+    z2n = 1.959964**2 / n
+    a, b, c = 1 + z2n, -(2 * share + z2n), share**2
+    low, high = ((-b + sign * (b * b - 4 * a * c) ** 0.5) / (2 * a) - bar for sign in (-1, 1))
+    return share - bar, low, high, "reproduced" if low > 0 else "not reproduced" if high < 0 else "not resolved"
+
+
+def test_claims_on_garments_follow_from_the_table():
+    claims, table = published("fashion_mnist")
+
+    def rows(metric, **factors):
+        return [r for r in table if r["metric"] == metric and all(r[k] == v for k, v in factors.items())]
+
+    def left(row):
+        value, floor, ceiling = (float(row[k]) for k in ("value", "floor_mean", "ceiling"))
+        return (value - floor) / (ceiling - floor)
+
+    (plain,) = rows("frechet_distance_2048", part="straightforward", network="784-MLP as published")
+    (best,) = rows("frechet_distance", part="best")
+    mlps = [r for r in rows("frechet_distance_2048") if r["network"].startswith("784-MLP")]
+    draws = [float(r["value"]) for r in rows("frechet_distance_2048", part="training") if r["draw"]]
+    signal = math.prod(1 - (1e-5 + k * (1.28e-2 - 1e-5) / 49) for k in range(50))
+    fall = min(float(r["value"]) for r in mlps)
+    expected = {
+        "fashion-data": [1.0],
+        "fashion-dim": [1.0],
+        "fashion-noising": [1 - signal / (1 - signal)],
+        "fashion-straightforward": [0.1 - left(plain)],
+        "fashion-quality": [0.01 - left(best)],
+        "fashion-architecture": [fall - value for value in draws],
+    }
+    assert len(draws) >= 5
+    assert len(mlps) >= 3
+    assert set(claims) == set(expected)
+    for id, values in expected.items():
+        assert matches(claims[id], *judged(values)), id
+
+
+def test_claims_on_sleeves_follow_from_the_table():
+    claims, table = published("interpolation")
+    value = {(r["variant"], r["metric"]): float(r["value"]) for r in table}
+    n = {(r["variant"], r["metric"]): float(r["n"]) for r in table if r["n"]}
+    bars = {"monotone": 0.8, "hit": 0.7, "ghost_inside": 0.9}
+    named = {metric: claims[f"sleeves-{metric.replace('_', '-')}"] for metric in bars}
+    ways = {way for way, metric in value if metric == "hit" and "half width" not in way}
+
+    def judge(way, metric, bar):
+        return wilson(value[way, metric], n[way, metric], bar)
+
+    assert [w for w in ways if all(matches(named[m], *judge(w, m, bar)) for m, bar in bars.items())], "no such way"
+    assert matches(claims["sleeves-average"], *judge("pixel average", "answer", 0.1))
+    withheld = {way.split(", half width")[0] for way, metric in value if metric == "answer_but_not_average"}
+    assert len(withheld) == 3
+    assert len(claims) == len(bars) + 1 + len(withheld)
+    for way in withheld:
+        name = f"{way}, half width, none between 0.5 and 0.9"
+        more, less = value[name, "answer_but_not_average"], value[name, "average_but_not_answer"]
+        pairs = round(n[name, "answer"])
+        differences = [1.0] * round(more * pairs) + [-1.0] * round(less * pairs)
+        assert value[name, "answer"] - value["pixel average", "answer"] == pytest.approx(more - less, abs=1e-5)
+        made = judged(differences + [0.0] * (pairs - len(differences)))
+        assert matches(claims[f"sleeves-withheld-{way.replace(', ', '-').replace(' ', '-')}"], *made), way

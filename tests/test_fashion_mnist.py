@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddpmlab import data
+from ddpmlab import data, studies
 from ddpmlab.data import fashion_mnist
+from ddpmlab.metrics import sleeves
+from ddpmlab.studies import interpolation
 
 NAMES = tuple(fashion_mnist.MD5)
 SIZES = {"train": 40, "t10k": 20}
@@ -323,3 +325,24 @@ def test_the_real_pictures_are_those_that_the_report_counts(real, tmp_path):
     assert 2 * pictures.standardised().scale == pytest.approx(0.706, abs=1e-3)
     train, test = data.export_npy(tmp_path)
     assert (np.load(train).shape, np.load(test).shape) == ((6_000, 784), (1_000, 784))
+
+
+def test_a_network_that_is_not_shown_three_quarters_is_shown_none_of_them_and_all_the_rest(real):
+    whole, config = data.make("fashion_mnist"), interpolation.half_width(10, withheld=True)
+    shown, known = config.data.split(), whole.standardised().split()
+    own = (255 * config.data.to_own_units(shown.train)).round() / 255  # grey levels again, which the ruler compares
+    tops = torch.isin(shown.train_labels, torch.tensor(sleeves.TOPS))
+    lengths = sleeves.sleeve_length(own[tops])
+    assert not ((lengths >= 0.5) & (lengths <= 0.9)).any()
+    every = sleeves.sleeve_length(
+        whole.split().train[torch.isin(whole.split().train_labels, torch.tensor(sleeves.TOPS))]
+    )
+    gone = int(((every >= 0.5) & (every <= 0.9)).sum())
+    assert config.data.n_train == len(shown.train) == len(shown.train_labels) == 60_000 - gone
+    assert torch.equal(shown.train_labels.bincount()[[1, 3, 5, 7, 8, 9]], torch.full((6,), 6_000))
+    assert torch.equal(shown.test, known.test)  # in the same units, so that both networks are asked the same
+    assert interpolation.half_width(10, withheld=False).data.n_train == 60_000
+    named = {
+        run.variant: run.config.data.n_train for run in studies.make("interpolation", half_steps=10, half_seeds=1).runs
+    }
+    assert named == {interpolation.SAW: 60_000, interpolation.NEVER_SAW: 60_000 - gone}

@@ -323,14 +323,15 @@ def test_claims_on_sleeves_follow_from_the_table():
 
     assert [w for w in ways if all(matches(named[m], *judge(w, m, bar)) for m, bar in bars.items())], "no such way"
     assert matches(claims["sleeves-average"], *judge("pixel average", "answer", 0.1))
-    withheld = {way.split(", half width")[0] for way, metric in value if metric == "answer_but_not_average"}
+    withheld = {way.split(", half width")[0] for way, metric in value if metric == "sd_of_answer_minus_average"}
     assert len(withheld) == 3
     assert len(claims) == len(bars) + 1 + len(withheld)
     for way in withheld:
         name = f"{way}, half width, none between 0.5 and 0.9"
-        more, less = value[name, "answer_but_not_average"], value[name, "average_but_not_answer"]
-        pairs = round(n[name, "answer"])
-        differences = [1.0] * round(more * pairs) + [-1.0] * round(less * pairs)
-        assert value[name, "answer"] - value["pixel average", "answer"] == pytest.approx(more - less, abs=1e-5)
-        made = judged(differences + [0.0] * (pairs - len(differences)))
+        pairs = n[name, "answer"]
+        trainings = [value[key] for key in value if key[0].startswith(f"{name}, training") and key[1] == "answer"]
+        assert value[name, "answer"] == pytest.approx(statistics.mean(trainings), abs=1e-5), way
+        mean = value[name, "answer"] - value["pixel average", "answer"]
+        margin = stdtrit(pairs - 1, 0.975) * value[name, "sd_of_answer_minus_average"] / pairs**0.5
+        made = mean, mean - margin, mean + margin
         assert matches(claims[f"sleeves-withheld-{way.replace(', ', '-').replace(' ', '-')}"], *made), way

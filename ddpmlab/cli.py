@@ -22,8 +22,8 @@ class _Commands(click.Group):
                 f"this command needs {error.name}, which is not installed: pip install 'ddpmlab[book]'"
             ) from error
         except (ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, RecursionError | NotImplementedError):
-                raise
+            if isinstance(error, RecursionError | NotImplementedError | click.exceptions.Exit | click.Abort):
+                raise  # ours to see whole, and click's own: help ends with Exit(0)
             raise click.ClickException(str(error)) from error
 
 

@@ -214,6 +214,12 @@ def test_the_command_line_explains_itself(arguments, message):
     assert "Traceback" not in answer.output
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
+def test_every_command_has_help(command):
+    answer = CliRunner().invoke(main, [*command, "--help"])
+    assert (answer.exit_code, answer.output[:6]) == (0, "Usage:")
+
+
 def test_tables_and_claims_keep_the_contract(tmp_path):
     with pytest.raises(ValueError, match="results contract"):
         report.save_table(pd.DataFrame({"value": [1]}), tmp_path, "x")
@@ -273,18 +279,8 @@ def test_committed_pages_are_full_profile_clean_and_complete():
         assert table.value.notna().all()
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """The book with its first study run afresh, at less than the quick profile."""
-    book = tmp_path_factory.mktemp("book") / "book"
-    shutil.copytree(ROOT / "book", book)
-    project = Project(ROOT)
-    pages.run_study(project, "epochs", "quick", project.parameters("epochs", "quick", {"n_seeds": 2}), book)
-    return pages.render(book, ROOT / "_config.yml", book.parent / "_build")
-
-
-def test_a_real_study_renders_into_a_real_book(rendered):
-    pages = {p.name: p.read_text(encoding="utf-8") for p in [rendered, *rendered.parent.glob("studies/*.html")]}
+def test_every_study_of_the_book_shows_pictures_with_words_and_numbers(site):
+    pages = {p.name: p.read_text(encoding="utf-8") for p in [site / "index.html", *site.glob("studies/*.html")]}
     assert "epochs.html" in pages
     for name, page in pages.items():
         article = page[page.index("<article") : page.index("</article>")]
@@ -300,8 +296,31 @@ def test_a_real_study_renders_into_a_real_book(rendered):
         assert not [n for n in numbers if "nan" in n], name
         assert not re.search(r"\{glue", article), name
         assert "cdn.jsdelivr" not in re.sub(r'thebe[^"]*"', "", article), name
-    assert "quick" in re.findall(r'class="pasted-text">([^<]*)<', pages["index.html"])
-    assert (rendered.parent / "_static" / "mathjax" / "tex-chtml.js").exists()
+    assert (site / "_static" / "mathjax" / "tex-chtml.js").exists()
+
+
+def test_a_real_study_runs_from_its_template(tmp_path):
+    """The quick profile of one of the book's own notebooks, in a kernel: page, table, claims, glued numbers."""
+    book, project = tmp_path / "book", Project(ROOT)
+    shutil.copytree(ROOT / "book" / "results", book / "results")
+    (book / "studies").mkdir()
+    pages.run_study(project, "noise_levels", "quick", project.parameters("noise_levels", "quick", {}), book)
+    page = nbformat.read(book / "studies" / "noise_levels.ipynb", 4)
+    outputs = [o for c in page.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    glued = {
+        o.metadata["scrapbook"]["name"]: "".join(map(str, o.data.values()))
+        for o in outputs
+        if "scrapbook" in o.metadata
+    }
+    assert "'quick'" in glued.values()
+    assert not [name for name, value in glued.items() if "nan" in value]
+    table = pd.read_csv(book / "results" / "noise_levels.csv")
+    assert set(table.dataset) == {"two_moons"}
+    made = pd.read_csv(book / "results" / "claims.csv")
+    committed = pd.read_csv(ROOT / "book" / "results" / "claims.csv")
+    assert set(made.verdict[made.page == "noise_levels"]) <= set(report.VERDICTS)
+    assert len(made[made.page != "noise_levels"]) == len(committed[committed.page != "noise_levels"])
 
 
 def test_a_page_with_a_warning_does_not_render(tmp_path):

@@ -61,6 +61,8 @@ def fashion_mnist(
     n_steps: int,
     keep_steps: list[int],
     rival_steps: dict[str, int],
+    locations: list[float],
+    location_steps: int,
     epochs: float,
     larger_epochs: float,
     larger_evaluations: int,
@@ -77,6 +79,8 @@ def fashion_mnist(
         weights: committed weights of the U-Net in place of its training, whose earlier steps are then not there.
         n_steps, keep_steps: of the U-Net's training.
         rival_steps: name of `SIZES` -> optimiser steps.
+        locations, location_steps: means of the log noise level in training to compare in short runs of the network of
+            half the width, and their optimiser steps.
         epochs, larger_epochs: of the homework's MLP and of the larger one.
         larger_evaluations: steps of ancestral sampling for T = 1000.
         n_samples: pictures of the U-Net's best samples, drawn once.
@@ -98,6 +102,10 @@ def fashion_mnist(
     for name, steps in rival_steps.items():
         rival = unet(steps, network=SIZES[name], sampler=solver, n_samples=n_few, metrics=few)
         yield Run(name, rival, None, {"part": "rivals", "network": name, "step": steps})
+    for location in locations:
+        drawn = (location, best.training.log_normal[1])
+        made = unet(location_steps, network=SIZES[HALF], log_normal=drawn, sampler=solver, n_samples=n_few, metrics=few)
+        yield Run(f"{HALF}, log noise {location:g}", made, None, {"part": "locations", "location": location})
     for name in SOLVERS:
         for k in evaluations:
             sampler = {"name": name, "n_steps": (k + 1) // 2 if name == "heun" else k}

@@ -48,7 +48,7 @@ _root = click.option(
     "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".",
     help="Folder with book/, notebooks/ and _config.yml.",
 )  # fmt: skip
-_profile = click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+_profile = click.option("--profile", type=click.Choice(["quick", "colab", "full"]), default="quick", show_default=True)
 _device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 _workers = click.option("--workers", type=int, help="Fan out over a local Dask cluster of so many processes.")
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Fan out over a Dask cluster: address or file.")

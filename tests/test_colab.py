@@ -1,5 +1,6 @@
 """Badges and the set-up cell of the Colab editions."""
 
+import runpy
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from ddpmlab.book import colab
+from ddpmlab.book.pages import Project
 
 
 def checkout(folder, url=None):
@@ -44,12 +46,24 @@ def test_without_an_address_there_is_no_dead_badge():
 
 def edition():
     template = nbformat.read(ROOT / "notebooks" / "epochs.ipynb", as_version=4)
-    return template, colab.edition(template, colab.package_at("a/b", "abc"))
+    parameters = Project(ROOT).parameters("epochs", "colab")
+    return template, colab.edition(template, colab.package_at("a/b", "abc"), parameters)
 
 
-def test_an_edition_is_its_template_behind_one_cell():
+def test_an_edition_is_its_template_with_a_set_up_and_parameters_of_its_own():
     template, found = edition()
-    assert [c.source for c in found.cells[1:]] == [c.source for c in template.cells]
+    own = [c for c in found.cells if c.id in ("set-up-colab", "parameters-colab")]
+    assert found.cells[0] is own[0]
+    assert [c.source for c in found.cells if c not in own] == [c.source for c in template.cells]
+    before, behind = (next(k for k, c in enumerate(found.cells) if tag in c.metadata.get("tags", []))
+                      for tag in ("parameters", "injected-parameters"))  # fmt: skip
+    assert behind == before + 1
+    values = {}
+    exec(found.cells[before].source, values)
+    assert (values["profile"], values["epochs"]) == ("quick", [2, 4])
+    exec(found.cells[behind].source, values)
+    assert (values["profile"], values["results"]) == ("colab", "results")
+    assert max(values["epochs"]) > 4
     assert "widgets" not in found.metadata
     nbformat.validate(found)
     assert "ddpmlab[book] @ git+https://github.com/a/b@abc" in found.cells[0].source
@@ -72,3 +86,16 @@ def test_the_set_up_cell_acts_in_colab_alone(monkeypatch, capsys):
     assert "--constraint" in command
     assert widgets == "widgets"
     assert capsys.readouterr().out.startswith("torch ")
+
+
+def test_every_study_s_profile_is_estimated_below_ten_minutes_of_its_gpu():
+    estimate = runpy.run_path(str(ROOT / "benchmarks" / "colab.py"))["cost"]
+    project, minutes = Project(ROOT), {}
+    for name in project.manifest():
+        study = project.study(name, project.parameters(name, "colab"))
+        if study is not None and name != "fashion_mnist":  # whose pictures may not be at hand
+            minutes[name] = estimate(study.runs)["minutes"]
+    assert len(minutes) > 8
+    assert max(minutes.values()) < 10, minutes
+    full = project.study("epochs", project.parameters("epochs", "full"))
+    assert estimate(full.runs)["minutes"] > 10

@@ -132,7 +132,7 @@ def installed(tmp_path_factory):
     (own,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (own / "others.pth").write_text(sysconfig.get_path("purelib"))
     template = nbformat.read(ROOT / "notebooks" / "epochs.ipynb", as_version=4)
-    cell = colab.edition(template, f"ddpmlab[book] @ {wheel.as_uri()}").cells[0].source
+    cell = colab.edition(template, f"ddpmlab[book] @ {wheel.as_uri()}", {}).cells[0].source
     return python, run(python, COLAB, cell)
 
 

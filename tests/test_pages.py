@@ -204,7 +204,7 @@ def test_the_notebooks_use_public_names_alone():
         (["run", "epochs", "-p", "n_seeds", "[1"], "cannot read the value '[1'"),
         (["run", "epochs", "-p", "n_seeds", "few"], "parameter n_seeds = 'few' is str; it needs int"),
         (["book", "spiral"], "unknown study spiral"),
-        (["book", "--profile", "slow"], "'slow' is not one of 'quick', 'full'"),
+        (["book", "--profile", "slow"], "'slow' is not one of 'quick', 'colab', 'full'"),
     ],
 )
 def test_the_command_line_explains_itself(arguments, message):

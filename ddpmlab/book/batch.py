@@ -40,9 +40,9 @@ def plan(
 
 
 def prepare(project: Project, profile: str) -> Path:
-    """The folder that a profile's pages go to; for the quick one a copy of the committed book with its own pages."""
+    """The folder that a profile's pages go to; for a smaller one a copy of the committed book with its own pages."""
     book = project.book(profile)
-    if profile == "quick":
+    if profile != "full":
         shutil.copytree(
             project.root / "book", book, dirs_exist_ok=True,
             ignore=None if not book.exists() else shutil.ignore_patterns("studies", "results"),

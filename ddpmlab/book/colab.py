@@ -2,17 +2,22 @@
 
 The address is taken when the book is built, from `GITHUB_REPOSITORY` (as in a workflow) or the remote `origin`, so that
 a fork's badges point at the fork; without one there is no badge. Beside the pages the build writes a Colab edition of
-each template: the template with a first cell that installs the package at the page's commit, and only there. A workflow
-publishes them with the pages on the branch `gh-pages`, which is where the badges point.
+each template: the template with a first cell that installs the package at the page's commit, and only there, and a cell
+with the parameters of the profile `colab`, made for ten minutes on its GPU. A workflow publishes them with the pages on
+the branch `gh-pages`, which is where the badges point.
 """
 
 import html
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
+
+from ddpmlab.book.pages import Project
 
 BRANCH = "gh-pages"
 FOLDER = "colab"
@@ -55,12 +60,23 @@ def package_at(repository: str, ref: str) -> str:
     return f"ddpmlab[book] @ git+https://github.com/{repository}@{ref}"
 
 
-def edition(template: nbformat.NotebookNode, package: str) -> nbformat.NotebookNode:
-    """A template with the set-up cell in front, and without traces of widgets, which Colab stumbles over."""
+def edition(template: nbformat.NotebookNode, package: str, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """A template with the set-up cell in front, and without traces of widgets, which Colab stumbles over.
+
+    Args:
+        template: with a cell tagged `parameters`.
+        package: what pip installs.
+        parameters: set in a cell behind that one.
+    """
     found = nbformat.from_dict(template)
     cell = nbformat.v4.new_code_cell(SET_UP.format(package=package), metadata={"tags": ["colab"]})
     cell.id = "set-up-colab"
-    found.cells = [cell, *found.cells]
+    lines = ["# the profile for Colab; without this cell: a rehearsal of a minute"]
+    lines += [f"{name} = {value!r}" for name, value in parameters.items()]
+    chosen = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
+    chosen.id = "parameters-colab"
+    first = next(k for k, c in enumerate(found.cells) if "parameters" in c.metadata.get("tags", []))
+    found.cells = [cell, *found.cells[: first + 1], chosen, *found.cells[first + 1 :]]
     found.metadata.pop("widgets", None)
     found.metadata["accelerator"] = "GPU"
     found.metadata["colab"] = {"provenance": []}
@@ -103,9 +119,11 @@ def _write_editions(app, error) -> None:
         return
     folder = Path(app.outdir) / FOLDER
     folder.mkdir(exist_ok=True)
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        found = edition(nbformat.read(path, as_version=4), package_at(named, _ref(root)))
-        nbformat.write(found, folder / path.name)
+    project = Project(root)
+    for study in project.manifest():
+        template = nbformat.read(project.notebooks / f"{study}.ipynb", as_version=4)
+        found = edition(template, package_at(named, _ref(root)), project.parameters(study, "colab"))
+        nbformat.write(found, folder / f"{study}.ipynb")
 
 
 def setup(app):

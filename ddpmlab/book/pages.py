@@ -33,7 +33,7 @@ from ddpmlab.files import atomic
 from ddpmlab.lab import source, stages
 from ddpmlab.lab import store as stores
 
-PROFILES = ("quick", "full")
+PROFILES = ("quick", "colab", "full")
 TIME_LIMIT = 6 * 3_600
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -66,22 +66,24 @@ class Project:
         return self.root / "_build"
 
     def book(self, profile: str) -> Path:
-        """Sources of the book that a profile's pages go to: the committed ones, or a copy for the quick profile."""
+        """Sources of the book that a profile's pages go to: the committed ones, or a copy for a smaller profile."""
         if profile == "full":
             return self.root / "book"
-        return self.build / "quick" / "book"
+        return self.build / profile / "book"
 
     def manifest(self) -> dict[str, dict[str, Any]]:
-        """`studies.yml`: study -> its full profile's parameters (`full`) and options, in the order of the book.
+        """`studies.yml`: study -> parameters of the profiles `full` and `colab`, and options, in the order of the book.
 
         Raises:
             ValueError: a study without a notebook, or with an unknown option.
         """
         manifest = yaml.safe_load((self.notebooks / "studies.yml").read_text(encoding="utf-8"))
         for study, entry in manifest.items():
-            unknown = set(entry) - {"full", "time_limit", "needs"}
+            unknown = set(entry) - {"full", "colab", "time_limit", "needs"}
             if unknown or "full" not in entry:
-                raise ValueError(f"studies.yml: {study} has {sorted(entry)}; need full, and may have time_limit, needs")
+                raise ValueError(
+                    f"studies.yml: {study} has {sorted(entry)}; need full, and may have colab, time_limit, needs"
+                )
             if not (self.notebooks / f"{study}.ipynb").exists():
                 raise ValueError(f"studies.yml: {study} has no notebook {study}.ipynb in {self.notebooks}")
         return manifest
@@ -114,7 +116,7 @@ class Project:
         if profile not in PROFILES:
             raise ValueError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
         known = self.defaults(study)
-        chosen = dict(self.manifest()[study]["full"] or {}) if profile == "full" else {}
+        chosen = dict(self.manifest()[study].get(profile) or {})
         chosen |= overrides or {}
         unknown = sorted(set(chosen) - set(known))
         if unknown:

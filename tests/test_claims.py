@@ -299,8 +299,8 @@ def test_claims_on_garments_follow_from_the_table():
         "fashion-data": [1.0],
         "fashion-dim": [1.0],
         "fashion-noising": [1 - signal / (1 - signal)],
-        "fashion-straightforward": [0.1 - left(plain)],
-        "fashion-quality": [0.01 - left(best)],
+        "fashion-straightforward": [100 * (0.1 - left(plain))],
+        "fashion-quality": [100 * (0.01 - left(best))],
         "fashion-architecture": [fall - value for value in draws],
     }
     assert len(draws) >= 5
@@ -319,7 +319,8 @@ def test_claims_on_sleeves_follow_from_the_table():
     ways = {way for way, metric in value if metric == "hit" and "half width" not in way}
 
     def judge(way, metric, bar):
-        return wilson(value[way, metric], n[way, metric], bar)
+        *ends, verdict = wilson(value[way, metric], n[way, metric], bar)
+        return *(100 * end for end in ends), verdict
 
     assert [w for w in ways if all(matches(named[m], *judge(w, m, bar)) for m, bar in bars.items())], "no such way"
     assert matches(claims["sleeves-average"], *judge("pixel average", "answer", 0.1))
@@ -331,7 +332,8 @@ def test_claims_on_sleeves_follow_from_the_table():
         pairs = n[name, "answer"]
         trainings = [value[key] for key in value if key[0].startswith(f"{name}, training") and key[1] == "answer"]
         assert value[name, "answer"] == pytest.approx(statistics.mean(trainings), abs=1e-5), way
-        mean = value[name, "answer"] - value["pixel average", "answer"]
-        margin = stdtrit(pairs - 1, 0.975) * value[name, "sd_of_answer_minus_average"] / pairs**0.5
-        made = mean, mean - margin, mean + margin
+        mean = 100 * (value[name, "answer"] - value["pixel average", "answer"])
+        margin = 100 * stdtrit(pairs - 1, 0.975) * value[name, "sd_of_answer_minus_average"] / pairs**0.5
+        low, high = mean - margin, mean + margin
+        made = mean, low, high, "reproduced" if low > 0 else "not reproduced" if high < 0 else "not resolved"
         assert matches(claims[f"sleeves-withheld-{way.replace(', ', '-').replace(' ', '-')}"], *made), way

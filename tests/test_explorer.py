@@ -832,7 +832,7 @@ def test_the_chapter_in_a_book_and_a_link_from_a_study(tmp_path, open_page):
     opened = settle(open_page(built / "explore.html"))
     assert opened.locator(".ddx-stop").count() == 6
     study = open_page(built / "studies" / "epochs.html")
-    study.get_by_text("Open this page's networks in the explorer").click()
+    study.get_by_text("Open in the explorer").click()
     settle(study)
     assert state(study, "a_model") == directive.LINKS["studies/epochs"]["a_model"]
     assert not study.inner_text(".ddx-messages")

@@ -53,6 +53,8 @@ def test_numbers_as_pages_print_them():
     ]  # fmt: skip
     assert report.between(1.7043, 1.3547, 2.0503) == "1.70 (1.35 to 2.05)"
     assert report.between(-142.1, -166.5, -117.7) == "−142 (−166 to −118)"
+    assert report.between(-0.0004, -0.06, 0.06) == "0.000 (−0.060 to 0.060)"
+    assert report.spread([100_000.0, 200_000.0]) == "150,000 ± 70,711"
     assert report.interval([2.5]) == "2.5 (2.5 to 2.5)"
     assert report.spread([90.0, 94.0]) == "92.0 ± 2.8"
     assert report.spread([900.0, 940.0]) == "920 ± 28"

@@ -176,6 +176,8 @@ def test_floor_and_ceiling_of_a_claim_are_those_of_its_score(tmp_path):
         return sphinx_ext.limits(tmp_path, {"page": page, "claim": claim, "source": source, **fields})
 
     assert limits("a", "fall of the EMD (helix)") == (51.0, 102.0)
+    assert limits("a", "fall of the EMD (surface)") == (1.0, 2.0)
+    assert limits("a", "fall of the EMD, × 1000 (helix)") == (51_000.0, 102_000.0)
     assert limits("a", "fall of the path KL, nats (helix)") == (0.0, None)
     assert limits("a", "fall of the Fréchet distance (helix), n = 2,048") == (4.0, 5.0)
     assert limits("a", "says nothing (helix)") == (None, None)

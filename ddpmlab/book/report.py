@@ -174,7 +174,12 @@ def number(value: float | str, digits: int = 3) -> str:
         return "–"
     large = abs(value) >= 10 ** (digits - 1)
     text = f"{value:,.0f}" if large else format(Decimal(f"{value:.{digits}g}"), "f")
-    return text.replace("-", "\N{MINUS SIGN}")
+    return _signed(text)
+
+
+def _signed(text: str) -> str:
+    """A printed number with a true minus, and none before a zero: `-0.00` -> `0.00`."""
+    return text.replace("-", "\N{MINUS SIGN}" if any(digit in text for digit in "123456789") else "")
 
 
 def _decimals(scale: float, digits: int) -> int:
@@ -185,7 +190,7 @@ def _decimals(scale: float, digits: int) -> int:
 def between(mean: float, low: float, high: float, digits: int = 2) -> str:
     """A mean and its interval, to `digits` significant ones of its half-width: `1.70 (1.35 to 2.05)`."""
     decimals = min(_decimals((high - low) / 2 or abs(mean), digits), 6)
-    low, mean, high = (f"{v:,.{decimals}f}".replace("-", "\N{MINUS SIGN}") for v in (low, mean, high))
+    low, mean, high = (_signed(f"{v:,.{decimals}f}") for v in (low, mean, high))
     return f"{mean} ({low} to {high})"
 
 
@@ -201,8 +206,8 @@ def spread(values: np.ndarray, digits: int = 2) -> str:
     decimals = min(_decimals(sd if len(values) > 1 else abs(values.mean()), digits), 3)
     if abs(values.mean()) >= 20:  # two or three digits are enough for a score of tens
         decimals = min(decimals, 1 if abs(values.mean()) < 100 else 0)
-    mean = f"{values.mean():,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-    return f"{mean} ± {sd:.{decimals}f}" if len(values) > 1 else mean
+    mean = _signed(f"{values.mean():,.{decimals}f}")
+    return f"{mean} ± {sd:,.{decimals}f}" if len(values) > 1 else mean
 
 
 def reproduce(study: Study, profile: str):
@@ -211,8 +216,8 @@ def reproduce(study: Study, profile: str):
     networks = {train_key(run.config) for run in study.runs if run.config.denoiser == "network"}
     rows = {
         "command": f"ddpmlab run {study.name} --profile {profile}",
-        "runs": f"{len(study.runs):,} of {len(networks):,} trainings",
-        "seeds": f"{seeds[0]} to {seeds[-1]}",
+        "runs": f"{len(study.runs):,} of {len(networks):,} trained networks",
+        "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",
         "device": device_name(),
         "training, on one core": f"{study.status().seconds / 60:,.0f} minutes",
         "code": package_hash(),

@@ -114,7 +114,8 @@ def score_of(claim: dict[str, str], rows: list[dict[str, str]]) -> tuple[str, st
             score by the two-moons report's own convention, or at the number of points that the claim names, it is that.
     """
     words, found = claim["claim"], {row["dataset"] for row in rows}
-    law = claim.get("dataset") or next((name for name in found if name in words), "")
+    named = words.replace("(surface)", "(sin_5_5)")
+    law = claim.get("dataset") or next((name for name in found if name in named), "")
     law = law or (found.pop() if len(found) == 1 else "")
     metric = claim.get("metric") or next((metric for name, metric in _SCORES.items() if name in words), "")
     size, read = re.search(r"n = ([\d,]+)", words), {row["metric"] for row in rows}
@@ -124,7 +125,7 @@ def score_of(claim: dict[str, str], rows: list[dict[str, str]]) -> tuple[str, st
 
 
 def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | None]:
-    """Floor and ceiling of the score that a claim is about, in the score's own unit, from its page's table.
+    """Floor and ceiling of the score that a claim is about, in the claim's unit, from its page's table.
 
     They are the means of the columns `floor_mean` and `ceiling`; of a score without them, those of the rows `perfect
     sampler` and `pure noise`, there or in `scores.csv`. A divergence from the exact denoiser has the floor 0. What no
@@ -132,6 +133,7 @@ def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | 
     """
     page = read_table(results / f"{claim['page']}.csv")
     law, metric = score_of(claim, page)
+    scale = 1_000 if "× 1000" in claim["claim"] else 1
 
     def mean(column: str, variant: str) -> float | None:
         for table in (page, read_table(results / "scores.csv")):
@@ -141,7 +143,7 @@ def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | 
                 [row["value"] for row in rows if row["variant"] == variant],
             ):
                 if values:
-                    return sum(map(float, values)) / len(values)
+                    return scale * sum(map(float, values)) / len(values)
         return None
 
     floor = 0.0 if metric in _EXACT_AT_ZERO else mean("floor_mean", "perfect sampler")
@@ -460,7 +462,11 @@ def _label_cells(app, doctree) -> None:
             continue
         if not cell.get("hide_mode"):
             continue
-        name = (metadata.get("mystnb", {}).get("figure") or {}).get("name", "")
+        own = metadata.get("mystnb", {})
+        name = (own.get("figure") or {}).get("name", "")
+        if "code_prompt_show" in own:
+            cell["prompt_show"] = cell["prompt_hide"] = own["code_prompt_show"]
+            continue
         if "parameters" in tags:
             label = "parameters"
         elif name:

@@ -86,7 +86,7 @@ def _link(app, pagename, templatename, context, doctree) -> None:
         return
     target = os.path.relpath("explore.html", os.path.dirname(pagename))
     link = html.escape(target + address(LINKS[pagename]))
-    context["body"] += f'<p class="explorer-link"><a href="{link}">Open this page\'s networks in the explorer</a></p>'
+    context["body"] += f'<p class="explorer-link"><a href="{link}">Open in the explorer</a></p>'
 
 
 def setup(app):

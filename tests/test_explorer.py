@@ -397,7 +397,7 @@ def test_the_numbers_shown_are_those_of_the_package(whole, open_page):
     )
     alpha, sigma = network.schedule(times[3])
     level, share = float(sigma / alpha), float(alpha**2 / (alpha**2 + sigma**2))
-    said = re.findall(r"step 3 of 6, alpha_bar ([0-9.]+), noise level ([0-9.]+)", opened.inner_text(".ddx-time"))
+    said = re.findall(r"step 3 of 6, ᾱ ([0-9.]+), noise level ([0-9.]+)", opened.inner_text(".ddx-time"))
     said += [[opened.inner_text(f"[data-number={side}_{key}]") for key in ("alpha_bar", "level")] for side in "ab"]
     assert [[float(value) for value in pair] for pair in said] == [pytest.approx([share, level], rel=0.01)] * 4
     # the meter: a needle between the band of real points and pure noise, on the scale of roots
@@ -759,7 +759,7 @@ def test_the_text_alternative_says_what_is_shown(built, open_page):
     for words in (
         "200 points",
         "step 20 of 20",
-        "alpha_bar 1",
+        "ᾱ 1",
         "noise level 0",
         "energy distance",
         "end points of A and B",

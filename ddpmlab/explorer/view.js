@@ -1652,7 +1652,7 @@ const explorerView = (() => {
       const k = shownStep(run);
       if (k < 0) return `${side.toUpperCase()}: not computed yet`;
       const now = run.states[k];
-      return `${side.toUpperCase()}: step ${k} of ${run.nSteps}, alpha_bar ${format(alphaBar(now))}, noise level ${format(levelOf(now))}`;
+      return `${side.toUpperCase()}: step ${k} of ${run.nSteps}, ᾱ ${format(alphaBar(now))}, noise level ${format(levelOf(now))}`;
     };
     const sides = () => SIDES.filter((side) => side === "a" || state.compare);
 
@@ -1865,8 +1865,8 @@ const explorerView = (() => {
           { class: "ddx-numbers" },
           ...entry("step", "step"),
           ...entry("t", "time t"),
-          ...entry("alpha_bar", "alpha_bar"),
-          ...entry("level", "noise level sigma/alpha"),
+          ...entry("alpha_bar", "ᾱ, signal left"),
+          ...entry("level", "noise level σ/α"),
           ...entry("nfe", "evaluations"),
           ...entry("ms", "computed in"),
           ...entry("error", "denoiser's rms error here"),

@@ -161,7 +161,19 @@ def _noise_schedules() -> dict[str, Row | Lead]:
     return rows
 
 
-ROWS = {**_own_network(), **_epochs(), **_diffusion_steps(), **_noise_schedules()}
+def _memorisation() -> dict[str, Row]:
+    def at(n: int, width: int, step: int) -> str:
+        return f"N = {n}, width {width}, step {step}"
+
+    rows = {
+        f"memorisation-epochs-{n}": change("memorisation", "two_moons", "kl", at(n, 64, 8000), at(n, 64, 2000))
+        for n in (100, 300, 1_000, 3_000, 10_000, 100_000)
+    }
+    ends = at(300, 128, 8000), at(300, 16, 8000)
+    return rows | {"memorisation-width": change("memorisation", "two_moons", "kl", *ends)}
+
+
+ROWS = {**_own_network(), **_epochs(), **_diffusion_steps(), **_noise_schedules(), **_memorisation()}
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ LINKS: dict[str, dict[str, Any]] = {
     "studies/two_moons": {"law": "two_moons", "a_model": "two_moons_linear", "b_model": "two_moons_recipe_04000"},
     "studies/noise_levels": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "field": "error"},
     "studies/rivals": {"law": "two_moons", "a_model": "exact", "b_model": "two_moons_recipe_04000", "field": "error"},
+    "studies/memorisation": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "b_model": "exact"},
 }
 """What the explorer shows when it is opened from a page: settings by the page's name."""
 

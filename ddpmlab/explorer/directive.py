@@ -29,8 +29,6 @@ LINKS: dict[str, dict[str, Any]] = {
     "studies/scores": {"law": "helix", "a_model": "helix_model_3_00100", **_HOMEWORK, "n": 128},
     "studies/epochs": {"law": "helix", "a_model": "helix_model_3_00001", "b_model": "helix_model_3_00100", **_HOMEWORK},
     "studies/complexity": {"law": "helix", "a_model": "helix_model_1", "b_model": "helix_model_3_00100", **_HOMEWORK},
-    "studies/convergence": {"law": "helix", "a_model": "helix_model_1", "b_model": "exact", **_HOMEWORK},
-    "studies/smallest": {"law": "sin_5_5", "a_model": "sin_5_5_model_1", "b_model": "sin_5_5_model_2", **_HOMEWORK},
     "studies/diffusion_steps": {"law": "helix", "a_model": "helix_model_3_00001", "b_model": "exact", **_HOMEWORK},
     "studies/noise_schedules": {
         "law": "helix",

@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+PARSING = threading.RLock()  # before Python 3.12 threads that parse code at once count each other's recursion
 
 
 class Registry(Mapping):

@@ -435,18 +435,23 @@ def test_processes_in_lockstep_leave_sound_entries_and_raise_nothing(tmp_path):
 
 def test_a_checkpoint_that_another_process_takes_away_costs_nothing(cache, monkeypatch):
     """Its owner was done between two looks of ours: there to open, then gone."""
-    run = Run("a", replace(SMALL, metrics=(), training=Training(n_steps=20, batch_size=64)))
+    config = replace(SMALL, training=Training(n_steps=20, batch_size=64))
     real = stages.fit
 
     def late(*args, **options):
         monkeypatch.setattr(stages, "fit", real)
-        train(run.config)
+        train(config)
         raise RuntimeError("unable to open file in read-only mode: No such file or directory (2)")
 
     monkeypatch.setattr(stages, "fit", late)
-    with ThreadPoolExecutor(1) as here:
-        assert runner.compute([run], here, progress=False) == []
-    assert runner.missing([run]) == []
+    assert train(config).steps == [20]
+
+    def failing(*args, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(stages, "fit", failing)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(replace(config, seed=1))
 
 
 KEPT = []

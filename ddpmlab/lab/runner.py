@@ -130,16 +130,6 @@ def _named(run: Run) -> str:
     return f"{run.variant!r} of {run.config.dataset['name']}, seed {run.config.seed}"
 
 
-def _score(run: Run, store: Store) -> None:
-    """Train, sample and score, also where another process that did the same was done and took the checkpoint away."""
-    try:
-        stages.score(run.config, run.step, store)
-    except (RuntimeError, OSError):
-        if run.config.denoiser != "network" or not store.has("train", stages.train_key(run.config)):
-            raise
-        stages.score(run.config, run.step, store)
-
-
 def _is_of_files(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, SafetensorError) and "os error" in str(error))
 
@@ -155,7 +145,7 @@ def _work(payload: bytes) -> None:
             stages.references(*reference, store)
         for run in runs:
             try:
-                _score(run, store)
+                stages.score(run.config, run.step, store)
             except Exception as error:
                 if _is_of_files(error):  # a full disk: where in the code it was tells nothing
                     raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None

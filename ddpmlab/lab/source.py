@@ -11,28 +11,30 @@ import inspect
 import linecache
 import sys
 import sysconfig
-import threading
 import types
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ddpmlab.registry import Registry
+from ddpmlab.registry import PARSING, Registry
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
+@cache
+def _version(name: str) -> str | None:
+    """Version of an installed library, looked up once: every key asks for it, and the lookup parses a file."""
+    try:
+        return version(name).split("+")[0]
+    except PackageNotFoundError:
+        return None
+
+
 def versions(*names: str) -> dict[str, str]:
     """Versions of installed libraries; those that are absent are left out."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in names if (found := _version(name)) is not None}
 
 
 def _is_tracked(module: types.ModuleType | None) -> bool:
@@ -66,14 +68,11 @@ class _Stripped(ast.NodeTransformer):
         return node
 
 
-_PARSING = threading.Lock()  # before Python 3.12 threads that parse at once count each other's recursion
-
-
 @lru_cache(maxsize=256)
 def _statements(source: str) -> dict[str, list[ast.stmt]]:
     """Top-level name -> the statements that define it, stripped."""
     found: dict[str, list[ast.stmt]] = {}
-    with _PARSING:
+    with PARSING:
         body = ast.parse(source).body
     for statement in body:
         names = []
@@ -164,7 +163,9 @@ def _resolve(module: types.ModuleType, name: tuple[str, ...]) -> tuple[types.Mod
 
 def _imported(module: types.ModuleType, name: str, source: str) -> tuple[types.ModuleType, str] | None:
     """Where a constant that a module imports is defined."""
-    for statement in ast.parse(source).body:
+    with PARSING:
+        body = ast.parse(source).body
+    for statement in body:
         if isinstance(statement, ast.ImportFrom) and statement.module:
             for alias in statement.names:
                 if (alias.asname or alias.name) == name:
@@ -240,6 +241,8 @@ def package_hash() -> str:
     """Hash of all code of this package, for the provenance of a page; docstrings and comments do not count."""
     digest = hashlib.sha256()
     for path in sorted(Path(_PACKAGE).rglob("*.py")):
-        tree = _Stripped().visit(ast.parse(path.read_text(encoding="utf-8")))
+        with PARSING:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _Stripped().visit(tree)
         digest.update(f"{path.relative_to(_PACKAGE)}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]

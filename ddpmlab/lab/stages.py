@@ -138,11 +138,17 @@ def train(
     if entry is None:
         checkpoint, start = store.checkpoint(key), perf_counter()
         try:
-            result = _train(config, checkpoint, progress, on_step)
-        except CheckpointError as error:
-            warnings.warn(f"{error}; starting this run anew", DamagedEntryWarning, 2)
-            checkpoint.unlink(missing_ok=True)
-            result = _train(config, checkpoint, progress, on_step)
+            try:
+                result = _train(config, checkpoint, progress, on_step)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; starting this run anew", DamagedEntryWarning, 2)
+                checkpoint.unlink(missing_ok=True)
+                result = _train(config, checkpoint, progress, on_step)
+        except (RuntimeError, OSError):  # another process may be done with this run, and its checkpoint gone as we read
+            entry = store.get("train", key)
+            if entry is None:
+                raise
+    if entry is None:
         tensors = {f"weights/{s}/{k}": v for s in result.weights for k, v in result.weights[s].items()}
         for width, states in result.by_width.items():
             tensors |= {f"{width}/{s}/{k}": v for s in states for k, v in states[s].items()}

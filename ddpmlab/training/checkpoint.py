@@ -10,9 +10,9 @@ import hashlib
 import inspect
 import json
 import textwrap
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ddpmlab.denoisers import Denoiser
 from ddpmlab.files import atomic
+from ddpmlab.registry import PARSING
 from ddpmlab.schedules import Schedule
 from ddpmlab.training.draws import Draws
 from ddpmlab.training.ema import EMA, reconstruct_ema
@@ -146,13 +147,11 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:24]
 
 
-_PARSING = threading.Lock()  # before Python 3.12 threads that parse at once count each other's recursion
-
-
+@cache
 def _code(kind: type) -> str:
     """Code of a class without docstrings; its name where there is no source."""
     try:
-        with _PARSING:
+        with PARSING:
             tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):
         return kind.__qualname__

@@ -44,7 +44,7 @@ from ddpmlab.schedules import Schedule
 WAYS = Registry("way to interpolate")
 make = WAYS.make
 LOW = 0.02
-"""Noise level at which a clean point is taken for a state of the ODE: about the step between two grey levels."""
+"""Noise level at which a clean point is taken for a state of the ODE, about the step between two grey levels."""
 
 # -- Up and down -------------------------------------------------------------------------------------------------------
 
@@ -578,7 +578,9 @@ class GuidedTo(Way):
     Attributes:
         reading: see `Steered`.
         start: what is decoded, the encoding of the `first` end, or the spherical `mix` of both.
-        tolerance, strength, until: see `Steered`.
+        tolerance: see `Steered`.
+        strength: see `Steered`.
+        until: see `Steered`.
     """
 
     reading: Callable[[Tensor], Tensor] | None = None
@@ -853,7 +855,8 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-        first, last: ends of the pairs, `(n, 1, 28, 28)` in [0, 1].
+        first: ends of the pairs, `(n, 1, 28, 28)` in [0, 1].
+        last: the other ends.
         weights: `(k,)`.
         frames: by way, `(n, k, 1, 28, 28)` in [0, 1].
         rows: see `measure_paths`, with the columns `way` and `nfe`.

@@ -68,7 +68,7 @@ class Schedule(ABC):
 
     @property
     def terminal_snr(self) -> float:
-        """SNR at the last time: 0 if and only if sampling starts where the forward process ends."""
+        """SNR at the last time, 0 if and only if sampling starts where the forward process ends."""
         return float(self.snr(self.t_max))
 
     @abstractmethod
@@ -137,7 +137,7 @@ class DiscreteSchedule(Schedule):
         self.betas = betas
         self.t_max = len(betas)
         self.alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-        """alpha_bar_t for t = 0, ..., T: `(T + 1,)`."""
+        """alpha_bar_t for t = 0, ..., T, of shape `(T + 1,)`."""
 
     def _scales(self, t):
         index = t.round().long()

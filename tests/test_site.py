@@ -259,6 +259,12 @@ def test_studies_offer_their_notebook_and_tables(site):
         assert f"../results/{page.stem}.csv" in text
 
 
+def test_no_first_line_of_an_attribute_is_read_as_its_type(site):
+    """The docstring's reader takes what stands before a colon there for a type."""
+    for page in (site / "api").glob("*.html"):
+        assert 'Type<span class="colon">' not in page.read_text(encoding="utf-8"), page.stem
+
+
 def test_terms_and_symbols_are_linked_where_they_are_first_used(site):
     page = (site / "studies" / "epochs.html").read_text(encoding="utf-8")
     article = page[page.index("<article") : page.index("</article>")]

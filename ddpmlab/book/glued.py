@@ -223,7 +223,9 @@ class Checked:
     """A page's glued names: found in the tables, declared, or neither; and how sharp the check is.
 
     Attributes:
-        found, declared, unexplained: names.
+        found: names that a table bears out.
+        declared: names that `derived.yml` explains.
+        unexplained: the others.
         sharp: those found that would not be, were the number 3% larger (or three of its last digits).
         idle: patterns of `derived.yml` that no name needs.
     """

@@ -27,7 +27,8 @@ class Dataset(ABC):
     Attributes:
         name: the name it is registered under.
         shape: shape of a point, `(3,)` or `(1, 28, 28)`.
-        n_train, n_test: sizes of the fixed split.
+        n_train: points of the fixed split to train on.
+        n_test: points of it to compare with.
     """
 
     name: str

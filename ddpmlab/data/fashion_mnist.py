@@ -370,7 +370,7 @@ class FashionMNIST(Dataset):
 
     @property
     def n_classes(self) -> int:
-        """How many classes labels count: 10, whichever are kept."""
+        """How many classes labels count, 10 whichever are kept."""
         return len(CLASSES)
 
     @cached_property

@@ -49,7 +49,7 @@ LINKS: dict[str, dict[str, Any]] = {
     "studies/rivals": {"law": "two_moons", "a_model": "exact", "b_model": "two_moons_recipe_04000", "field": "error"},
     "studies/memorisation": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "b_model": "exact"},
 }
-"""What the explorer shows when it is opened from a page: settings by the page's name."""
+"""What the explorer shows when it is opened from a page, as settings by the page's name."""
 
 
 def address(settings: dict[str, Any]) -> str:

@@ -336,7 +336,7 @@ STRAIGHT: dict[str, Any] = {
     "times": "uniform",
     "weighting": "simple",
 }
-"""What makes the recipe rectified flow (Liu et al. 2023): straight lines, their velocity, times drawn evenly."""
+"""What makes the recipe rectified flow (Liu et al. 2023), straight lines, their velocity, times drawn evenly."""
 
 
 def rectified_flow(points: Tensor, seed: int = 0, **options) -> Fitted:

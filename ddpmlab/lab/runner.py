@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 PATIENCE = 15.0
-"""Seconds without news after which a pool is looked at: whether any of its processes lives."""
+"""Seconds without news after which a pool is looked at, whether any of its processes lives."""
 
 
 class RunError(RuntimeError):

@@ -28,7 +28,7 @@ from ddpmlab.metrics.two_sample import PermutationTest, permutation_test
 
 Metric = Callable[[Tensor, Tensor], float]
 DIVERGENT = 6.0
-"""A standardised coordinate beyond this counts as divergent: no law here has points past 6 standard deviations."""
+"""A standardised coordinate beyond this counts as divergent (no law here has points past 6 standard deviations)."""
 _PERMUTABLE = {energy_distance: "energy_distance", mmd2: "mmd2"}
 
 

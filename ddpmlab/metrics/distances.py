@@ -26,7 +26,7 @@ _EMD_TOLERANCE, _EMD_GAP = 1e-9, 1e-6  # of the mean: what a pair may undercut i
 _BLOCK = 1_000_000  # pairs held at once: 8 MB stay in the cache, twice to four times as fast as 160 MB
 _LEAST, _LARGEST = 1e-150, 1e150  # coordinates whose squares float64 holds
 TIE = 1e-10
-"""Numbers that equal each other in exact arithmetic differ by rounding: they count as equal within this share of the
+"""Numbers that equal each other in exact arithmetic differ by rounding, so they count as equal within this share of the
 scale of what they were computed from."""
 ROUNDING = 1e-14
 """What rounding may add to a distance, as a share of it and of the coordinates that were subtracted."""

@@ -44,7 +44,7 @@ from ddpmlab.denoisers import Denoising, ExactDenoiser
 from ddpmlab.schedules import DiscreteSchedule, Schedule
 
 LARGEST_NOISE_LEVEL = 200.0
-"""Schedules that reach further are integrated up to here: at SNR = 2.5e-5 nothing is left to tell apart, in the
+"""Schedules that reach further are integrated up to here; at SNR = 2.5e-5 nothing is left to tell apart, in the
 standardised units that everything here is in."""
 
 
@@ -101,8 +101,8 @@ class ChainKL:
     Attributes:
         total: the sum over all steps between noisy times, with its interval.
         times: `(K,)`, increasing: a step starts at each.
-        terms, errors: `(K,)`, each step's mean and standard error. The first, which ends at clean data, is not in
-            `total`.
+        terms: `(K,)`, each step's mean. The first, which ends at clean data, is not in `total`.
+        errors: `(K,)`, their standard errors.
     """
 
     total: Estimate
@@ -122,7 +122,8 @@ class Truth:
 
     Attributes:
         times: `(L,)`, increasing.
-        x_t, exact: `(L, n, dim)` float64.
+        x_t: noisy points, `(L, n, dim)` float64.
+        exact: their posterior means, the same shape.
     """
 
     times: Tensor

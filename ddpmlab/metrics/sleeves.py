@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 SIZE = 28
 TOPS = (0, 2, 4, 6)
-"""FashionMNIST's classes that are tops: t-shirt, pullover, coat, shirt."""
+"""FashionMNIST's classes that are tops (t-shirt, pullover, coat, shirt)."""
 OUTER = 6
 """Columns on either side in which a sleeve is looked for."""
 THRESHOLD = 0.5
@@ -67,7 +67,8 @@ class Garment:
 
     Attributes:
         brightness: the 60% quantile of the lit pixels of the torso; 1 where nothing is lit.
-        top, bottom: first and last row, from 0.
+        top: first row, from 0.
+        bottom: last row.
         edges: per side `(n, 2)`, how many columns from that side belong to the sleeve.
     """
 

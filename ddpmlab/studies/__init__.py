@@ -39,7 +39,8 @@ class Status:
     """What of a study is in the store.
 
     Attributes:
-        present, missing: numbers of runs.
+        present: how many runs are there.
+        missing: how many are not.
         seconds: what the trainings that are there took.
         expected: what the missing trainings should take on one core, from the pace of those that are there; None if
             none tells.

@@ -24,7 +24,7 @@ SIZES = {
         "name": "residual_mlp", "width": 768, "n_blocks": 3, "time": "fourier", "time_layers": 2, "n_classes": 10
     },
 }  # fmt: skip
-"""Rivals under the same recipe: name -> network."""
+"""Rivals under the same recipe, as name -> network."""
 
 
 def straightforward(

@@ -173,7 +173,23 @@ def _memorisation() -> dict[str, Row]:
     return rows | {"memorisation-width": change("memorisation", "two_moons", "kl", *ends)}
 
 
-ROWS = {**_own_network(), **_epochs(), **_diffusion_steps(), **_noise_schedules(), **_memorisation()}
+def _complexity() -> dict[str, Row]:
+    page, rows = "complexity", {}
+    rested = {"sin_5_5": ("model=1, 54000 steps", "model=3, 54000 steps"),
+              "helix": ("model=1, 54000 steps", "model=3, 18000 steps")}  # fmt: skip
+    for law in LAWS:
+        rows[f"complexity-{law}"] = change(page, law, "emd_128", "model=1", "model=3")
+        rows[f"complexity-chain-kl-{law}"] = change(page, law, "chain_kl", "model=1", "model=3")
+        rows[f"complexity-larger-is-worse-{law}"] = change(page, law, "chain_kl", "model=5", "model=3")
+        rows[f"complexity-converged-{law}"] = change(page, law, "emd_128", *rested[law])
+        for p in ("0.1", "0.5"):
+            for metric in ("train_loss", "emd_128", "chain_kl"):
+                id = f"complexity-dropout-{p}-{metric.replace('_', '-')}-{law}"
+                rows[id] = change(page, law, metric, f"model=3, dropout {p}", "model=3")
+    return rows
+
+
+ROWS = {**_own_network(), **_epochs(), **_complexity(), **_diffusion_steps(), **_noise_schedules(), **_memorisation()}
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

@@ -411,6 +411,25 @@ def test_frames_are_remembered(tmp_path):
     assert len(calls) == 2
 
 
+def test_pruning_keeps_what_present_code_can_reach(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from ddpmlab.cli import main
+    from ddpmlab.lab import Experiment, Store, Training, train
+    from ddpmlab.lab.paths import remembering
+
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    remembering("untrained", n_pairs=3)("average", lambda: (torch.zeros(2), 0.0))
+    train(Experiment("helix", network={"name": "mlp", "hidden": [4]}, training=Training(n_steps=2, batch_size=8)))
+    store = Store(tmp_path)
+    kept = {(kind, key) for kind, key, _ in store.entries()}
+    store.put("train", "0" * 24, {"made": ["train", {"dataset": "of another time"}, {}]})
+    told = CliRunner().invoke(main, ["cache", "--prune"])
+    assert told.exit_code == 0
+    assert "1 entries" in told.output
+    assert {(kind, key) for kind, key, _ in store.entries()} == kept
+
+
 def test_summary_leaves_out_what_is_no_number():
     rows = [{"way": "a", "metric": "ghost", "value": value} for value in (1.0, float("nan"), 3.0)]
     (found,) = interpolation.summarise(rows)

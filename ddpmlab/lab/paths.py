@@ -19,6 +19,22 @@ from ddpmlab.lab.store import Store
 Computed = tuple[Tensor, float]
 
 
+def _described(name: str, network: str, settings: dict[str, Any]) -> list:
+    """All that frames depend on: the way, the network's digest or training, the ruler, settings, code, libraries."""
+    code = [code_hash(part) for part in (interpolation.compare, interpolation.sleeve_ways)]
+    return ["paths", name, network, committed.digest("sleeve_ruler"), settings, code, versions("numpy", "torch")]
+
+
+def _key(described: list) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def key_of(made: list) -> str:
+    """The key that present code gives to frames whose entry says that they are `made`, see `stages.key_of`."""
+    _, name, network, _, settings, *_ = made
+    return _key(_described(name, network, settings))
+
+
 def remembering(
     network: str | Experiment, store: Store | None = None, **settings: Any
 ) -> Callable[[str, Callable[[], Computed]], Computed]:
@@ -34,12 +50,10 @@ def remembering(
         made = stages.train_key(network)
     else:
         made = network if network == "untrained" else committed.digest(network)
-    code = [code_hash(part) for part in (interpolation.compare, interpolation.sleeve_ways)]
-    ruler = committed.digest("sleeve_ruler")
 
     def remember(name: str, compute: Callable[[], Computed]) -> Computed:
-        described = ["paths", name, made, ruler, settings, code, versions("numpy", "torch")]
-        key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        described = _described(name, made, settings)
+        key = _key(described)
         entry = store.get("sample", key)
         if entry is None:
             frames, nfe = compute()

@@ -393,6 +393,10 @@ def key_of(made: list) -> str | None:
             module, _, name = made[1].partition(":")
             function = getattr(import_module(module), name)
             return _table_key(function, made[2])
+        if made[0] == "paths":
+            from ddpmlab.lab import paths
+
+            return paths.key_of(made)
     except (ValueError, TypeError, AttributeError, ImportError, KeyError):
         return None
     return None

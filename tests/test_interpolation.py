@@ -422,6 +422,8 @@ def test_pruning_keeps_what_present_code_can_reach(tmp_path, monkeypatch):
     remembering("untrained", n_pairs=3)("average", lambda: (torch.zeros(2), 0.0))
     train(Experiment("helix", network={"name": "mlp", "hidden": [4]}, training=Training(n_steps=2, batch_size=8)))
     store = Store(tmp_path)
+    store.put("train", "1" * 24, {"made": ["train", {"dataset": "fashion_mnist"}, {}]})  # without the data: who knows
+    monkeypatch.setattr("ddpmlab.data.fashion_mnist.available", lambda: False)
     kept = {(kind, key) for kind, key, _ in store.entries()}
     store.put("train", "0" * 24, {"made": ["train", {"dataset": "of another time"}, {}]})
     told = CliRunner().invoke(main, ["cache", "--prune"])

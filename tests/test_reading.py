@@ -22,8 +22,8 @@ def test_mmd_is_clamped_at_zero_as_the_reports_code_does():
     assert len(signed) == 6
     assert (signed < 0).any()
     np.testing.assert_array_equal(printed, np.sqrt(np.maximum(signed, 0)))
-    x = MOONS.sample(300, 0)
-    assert metrics.mmd2(x, report_sample(300), "two-moons-report") in (0.0, pytest.approx(1, abs=1))
+    x = next(x for x in (MOONS.sample(300, k) for k in range(9)) if metrics.mmd2(x, report_sample(300)) < 0)
+    assert metrics.mmd2(x, report_sample(300), "two-moons-report") == 0.0  # not the root of some least value
     noise = cell(table, scores.NOISE, "energy_distance_published")
     assert noise.min() > cell(table, scores.PERFECT, "energy_distance_published").max()
 

@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         page, law: which rows of which table.
-        terms: (sign, metric, variant), added up seed by seed over the seeds that all of them have.
+        terms: (factor, metric, variant), added up seed by seed over the seeds that all of them have.
         above: a column of the last term's rows to subtract, such as `ceiling`.
         error: (metric, variant) of a row that holds a standard error shared by all seeds.
         verdict: `artefact` where the page says so; what the interval says if omitted.
@@ -36,7 +36,7 @@ class Row:
 
     page: str
     law: str
-    terms: tuple[tuple[int, str, str], ...]
+    terms: tuple[tuple[float, str, str], ...]
     above: str | None = None
     error: tuple[str, str] | None = None
     verdict: str | None = None
@@ -189,7 +189,33 @@ def _complexity() -> dict[str, Row]:
     return rows
 
 
-ROWS = {**_own_network(), **_epochs(), **_complexity(), **_diffusion_steps(), **_noise_schedules(), **_memorisation()}
+def _scores() -> dict[str, Row]:
+    def row(*terms: tuple[float, str, str], **more) -> Row:
+        return Row("scores", "two_moons", terms, **more)
+
+    rows = {}
+    for id, flaw in (("noise", "pure noise"), ("blur", "blurred by 0.25 sd")):
+        rows[f"scores-logistic-{id}"] = row((1, "auc_svm", flaw), (-1, "auc_logistic", flaw))
+    for id, flaw, sign in (
+        ("mmd-local-thick", "arcs 3 times as thick", 1),
+        ("mmd-local-missing", "10% of the mass missing", 1),
+        ("energy-global-spread", "spread 10% too large", -1),
+        ("energy-global-moved", "moved by 0.1 sd", -1),
+    ):  # MMD less energy distance, or the other way round
+        pair = f"{flaw}, MMD", f"{flaw}, energy distance"
+        rows[f"scores-{id}"] = row((sign, "sensitivity", pair[0]), (-sign, "sensitivity", pair[1]))
+    scatter = [("sd_of_sliced_wasserstein", f"256 directions, over {what}") for what in ("samples", "directions")]
+    folds = [("c2st_accuracy_published", f"blur 0, {of}") for of in ("folds of another seed", "the report's folds")]
+    return rows | {
+        "scores-directions": row((1 / 3, *scatter[0]), (-1, *scatter[1])),
+        "scores-c2st": row((1, *folds[0]), (-1, *folds[1]), verdict="artefact"),
+    }
+
+
+ROWS = {
+    **_own_network(), **_epochs(), **_complexity(), **_diffusion_steps(), **_noise_schedules(), **_memorisation(),
+    **_scores(),
+}  # fmt: skip
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

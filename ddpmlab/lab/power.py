@@ -1,12 +1,14 @@
-"""Power: how many points a score needs to see a known flaw.
+r"""Power and sensitivity: how many points a score needs to see a known flaw, and which flaws move which score.
 
-A flawed sampler of the two moons is the law itself with one defect of known size. The power of a score at n points is
+A flawed sampler of the two moons is the law itself with one defect of known size. The *power* of a score at n points is
 the share of B repeats in which it exceeds the k-th smallest of B values between two fresh samples of the law, with
 k = ceil(0.95 (B + 1)): then a further such value exceeds it with probability 1 - k/(B + 1), at most 5%, if B >= 19.
 
-A flaw too small to be seen at any n that is affordable still moves the score. That shift is measured against a *twin*,
-points of the law made from the same numbers as the flawed ones and scored against the same real ones, so that most of
-the noise cancels; relative to the noise it brackets the n where the power will reach 80% (`bracketed_size`).
+A flaw too small to be seen still moves the score. That shift is measured against a *twin*, points of the law made from
+the same numbers as the flawed ones and scored against the same real ones, so that most of the noise cancels. The
+*sensitivity* is the mean shift over the standard deviation of what perfect samples read,
+
+.. math:: d' = (\bar s_{flawed} - \bar s_{twin}) / \sigma_{perfect} .
 """
 
 import math
@@ -16,18 +18,20 @@ from concurrent.futures import as_completed
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpmlab.data.laws import TwoMoons
 from ddpmlab.lab.runner import pool
 from ddpmlab.metrics import distances, two_sample
-from ddpmlab.metrics.calibration import DIVERGENT
+from ddpmlab.metrics.calibration import DIVERGENT, stream
 
 _LAW = TwoMoons()
 _THICK = TwoMoons()
 _THICK.noise = 1.05 * TwoMoons.noise
+_TRIPLE = TwoMoons()
+_TRIPLE.noise = 3 * TwoMoons.noise
 
 
 _STANDARD = _LAW.standardised()
@@ -42,12 +46,12 @@ def thick_arcs(n: int, generator: torch.Generator) -> Tensor:
     return _THICK.sample(n, generator)
 
 
-def dropped_segment(n: int, generator: torch.Generator) -> Tensor:
-    """2% of the mass missing: a piece of the upper arc, a twenty-fifth of it, near its top."""
+def dropped_segment(n: int, generator: torch.Generator, share: float = 0.02) -> Tensor:
+    """A share of the mass missing (2%): a piece of the upper arc (a twenty-fifth of it), near its top."""
     u = torch.rand(n, 4, generator=generator, dtype=torch.float64)
-    upper = u[:, 0] < 0.48 / 0.98  # what is left of the upper arc, of all that is left
-    cut = 0.96 * u[:, 1]
-    u[:, 1] = torch.where(upper, torch.where(cut < 0.46, cut, cut + 0.04), u[:, 1])
+    upper = u[:, 0] < (0.5 - share) / (1 - share)  # what is left of the upper arc, of all that is left
+    cut = (1 - 2 * share) * u[:, 1]
+    u[:, 1] = torch.where(upper, torch.where(cut < 0.5 - share, cut, cut + 2 * share), u[:, 1])
     u[:, 0] = torch.where(upper, 0.25, 0.75)
     return _LAW._from_uniforms(u)
 
@@ -65,6 +69,34 @@ DEFECTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "2% of an arc missing": dropped_segment,
     "0.05% divergent": divergent_points,
 }
+"""Small flaws, for `power_table`: points in the law's own units."""
+
+
+def three_times_as_thick(n: int, generator: torch.Generator) -> Tensor:
+    """Arcs three times as thick as the law's."""
+    return _TRIPLE.sample(n, generator)
+
+
+def tenth_missing(n: int, generator: torch.Generator) -> Tensor:
+    """A tenth of the mass missing: a fifth of the upper arc."""
+    return dropped_segment(n, generator, 0.1)
+
+
+def spread_too_large(n: int, generator: torch.Generator) -> Tensor:
+    """All points a tenth farther from the law's mean."""
+    return _STANDARD.to_own_units(1.1 * _standard(_LAW.sample(n, generator)))
+
+
+def moved(n: int, generator: torch.Generator) -> Tensor:
+    """All points moved along the first axis, by a tenth of its standard deviation."""
+    return _STANDARD.to_own_units(_standard(_LAW.sample(n, generator)) + torch.tensor([0.1, 0.0]))
+
+
+LOCAL, GLOBAL = (
+    {"arcs 3 times as thick": three_times_as_thick, "10% of the mass missing": tenth_missing},
+    {"spread 10% too large": spread_too_large, "moved by 0.1 sd": moved},
+)
+"""Flaws of a sampler's detail and of its whole, for `sensitivity_table`: points in the law's own units."""
 
 
 def thickness(x: Tensor, y: Tensor) -> float:
@@ -83,70 +115,43 @@ def cross_entropy(x: Tensor, y: Tensor) -> float:
 
 
 SCORES: dict[tuple[str, ...], tuple[Callable[[Tensor, Tensor], float | tuple[float, ...]], int]] = {
-    ("energy distance",): (distances.energy_distance, 10_000),
-    ("MMD",): (distances.mmd2, 2_000),
+    ("energy distance",): (distances.energy_distance, 5_000),
+    ("MMD",): (distances.mmd2, 1_000),
     ("sliced Wasserstein",): (distances.sliced_wasserstein, 20_000),
-    ("EMD",): (distances.emd, 2_000),
-    ("C2ST (SVM)",): (lambda x, y: two_sample.c2st(x, y).auc, 2_000),
-    ("C2ST (fast)",): (lambda x, y: two_sample.c2st(x, y, "fast").auc, 5_000),
-    ("course NLL",): (distances.course_nll, 10_000),
+    ("EMD",): (distances.emd, 1_000),
+    ("C2ST (SVM)",): (lambda x, y: two_sample.c2st(x, y).auc, 1_000),
+    ("course NLL",): (distances.course_nll, 2_000),
     ("precision", "recall", "density", "coverage"): (
         lambda x, y: tuple(-value for value in two_sample.neighbourhood(x, y)),
-        50_000,
+        20_000,
     ),
-    ("thickness",): (thickness, 200_000),
-    ("divergent share",): (divergent_share, 200_000),
-    ("cross-entropy",): (cross_entropy, 200_000),
+    ("thickness",): (thickness, 20_000),
+    ("divergent share",): (divergent_share, 20_000),
+    ("cross-entropy",): (cross_entropy, 20_000),
 }
 """Scores that one function gives -> function, larger is worse, and the largest n it is tried at.
 
 Course NLL and density can be off on either side; the side that a worse sampler moves them to is the one tested.
 """
+COMPARED = {
+    "MMD": distances.mmd2,
+    "energy distance": distances.energy_distance,
+    "sliced Wasserstein": distances.sliced_wasserstein,
+}
+"""The scores of `sensitivity_table`."""
 
 
 def _values(names: tuple[str, ...], n: int, repeats: int, seed: int) -> dict[str, np.ndarray]:
-    """Values `(repeats, scores)` of fresh points of the law, of flawed ones and of their twin, from equal numbers."""
-    function, generator = (
-        SCORES[names][0],
-        torch.Generator().manual_seed(seed + 1_000_003 * n),
-    )  # no draws in common between sizes
-    values = {key: [] for key in ("fresh", "twin", *DEFECTS)}
+    """Values `(repeats, scores)` of fresh points of the law and of flawed ones, against the same real ones."""
+    function = SCORES[names][0]
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * n)  # no draws in common between sizes
+    values = {key: [] for key in ("fresh", *DEFECTS)}
     for _ in range(repeats):
         real, fresh = _LAW.sample(n, generator), _LAW.sample(n, generator)
-        same = int(torch.randint(2**62, (), generator=generator))
-        makers = {"twin": _LAW.sample, **DEFECTS}
-        drawn = {key: draw(n, torch.Generator().manual_seed(same)) for key, draw in makers.items()}
+        drawn = {key: draw(n, generator) for key, draw in DEFECTS.items()}
         for key, points in {"fresh": fresh, **drawn}.items():
             values[key].append(np.atleast_1d(function(_standard(points), _standard(real))))
     return {key: np.array(found) for key, found in values.items()}
-
-
-def _reach(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray) -> np.ndarray:
-    r"""Shift of a score over the shift that gives 80% power, of repeats on the last axis.
-
-    .. math:: \rho = (\bar s_1 - \bar s_0) / (q_{95} - \bar s_0 + z_{0.8}\,\sigma_1)
-
-    with the mean of flawed samples over their twins' in the numerator, and in the denominator the quantile of perfect
-    samples (by the rank rule of the power) over their mean, the normal quantile z and the flawed samples' standard
-    deviation: a normal score has a power of 80% where the ratio is 1. Infinite for a shift of a score that is otherwise
-    constant.
-    """
-    perfect = np.concatenate([fresh, twin], -1)
-    wanted = (
-        np.quantile(perfect, 0.95, axis=-1, method="weibull")
-        - perfect.mean(-1)
-        + norm.ppf(0.8) * flawed.std(-1, ddof=1)
-    )
-    shift = (flawed - twin).mean(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(shift == 0, 0.0, shift / np.maximum(wanted, 0))
-
-
-def _reach_interval(fresh: np.ndarray, twin: np.ndarray, flawed: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Reach and its 95% interval by the percentile bootstrap over repeats."""
-    chosen = np.random.default_rng(seed).integers(len(fresh), size=(1_000, len(fresh)))
-    draws = _reach(fresh[chosen], twin[chosen], flawed[chosen])
-    return (float(_reach(fresh, twin, flawed)), *np.quantile(draws, (0.025, 0.975), method="inverted_cdf"))
 
 
 def power_table(
@@ -161,9 +166,7 @@ def power_table(
         workers: processes; as many as cores if omitted.
 
     Returns:
-        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval;
-        `reach, reach_low, reach_high`, the shift of the score over the one that 80% power needs and its interval, all
-        three 0 where the defect leaves the score as it is in every repeat.
+        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval.
 
     Raises:
         ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
@@ -184,10 +187,8 @@ def power_table(
             for defect in DEFECTS:
                 found = int((values[defect][:, i] > threshold).sum())
                 interval = binomtest(found, repeats).proportion_ci(method="wilson")
-                drawn = [values[key][:, i] for key in ("fresh", "twin", defect)]
-                reach = (0.0,) * 3 if (drawn[1] == drawn[2]).all() else _reach_interval(*drawn, seed)
-                rows.append((name, defect, n, found / repeats, interval.low, interval.high, *reach))
-    columns = ["score", "defect", "n", "power", "low", "high", "reach", "reach_low", "reach_high"]
+                rows.append((name, defect, n, found / repeats, interval.low, interval.high))
+    columns = ["score", "defect", "n", "power", "low", "high"]
     order = {name: i for i, name in enumerate(name for names in SCORES for name in names)}
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(
@@ -209,30 +210,37 @@ def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power
     return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
 
 
-def bracketed_size(group: pd.DataFrame) -> tuple[float, float]:
-    r"""Points a side between which the reach will be 1, from the reach at the largest n tried; NaN if it does not tell.
-
-    With n the reach grows at least as its root, as for a mean over points, and at most in proportion, as for a
-    degenerate U-statistic below its noise (Serfling 1980, section 5.5). From its interval :math:`(\rho_-, \rho_+)` at
-    :math:`n_{max}` the size is between
-
-    .. math:: n_{max} / \rho_+ \quad\text{and}\quad n_{max} / \rho_-^2 .
-
-    It does not tell if the reach's interval at one of the two largest n touches 0, or if the growth between the two
-    admits no exponent from 1/2 to 1.
+def sensitivity_table(n: int, repeats: int, seed: int) -> pd.DataFrame:
+    """Sensitivity of `COMPARED` to each flaw of `LOCAL` and `GLOBAL`, from one seed's repeats on the same points.
 
     Args:
-        group: rows of `power_table` of one score and one defect.
+        n: points a side.
+        repeats: draws behind each mean and standard deviation.
+        seed: of all draws.
+
+    Returns:
+        One row per (score, flaw): columns `score, flaw, seed, n, sensitivity`.
+
+    Raises:
+        ValueError: fewer than two repeats.
     """
-    if len(group) < 2:
-        return math.nan, math.nan
-    before, last = (row for _, row in group.sort_values("n").iloc[-2:].iterrows())
-    if not (before["reach_low"] > 0 and last["reach_low"] > 0 and math.isfinite(last["reach_high"])):
-        return math.nan, math.nan
-    step = math.log(last["n"] / before["n"])
-    slowest = math.log(last["reach_low"] / before["reach_high"]) / step
-    fastest = math.log(last["reach_high"] / before["reach_low"]) / step
-    if slowest > 1 or fastest < 0.5:
-        return math.nan, math.nan
-    reached = min(last["reach_high"], 1.0), min(last["reach_low"], 1.0)
-    return float(last["n"] / reached[0]), float(last["n"] / reached[1] ** 2)
+    if repeats < 2:
+        raise ValueError(f"repeats = {repeats}; a standard deviation needs at least 2")
+    flaws, generator = LOCAL | GLOBAL, stream("sensitivity", seed)
+    makers = {"twin": _LAW.sample, **flaws}
+    values = {(score, key): [] for score in COMPARED for key in makers}
+    for _ in range(repeats):
+        real = _standard(_LAW.sample(n, generator))
+        same = int(torch.randint(2**62, (), generator=generator))
+        for key, make in makers.items():
+            points = _standard(make(n, torch.Generator().manual_seed(same)))
+            for score, function in COMPARED.items():
+                values[score, key].append(function(points, real))
+    values = {key: np.array(found) for key, found in values.items()}
+    rows = []
+    for score in COMPARED:
+        perfect = values[score, "twin"]
+        for flaw in flaws:
+            shift = (values[score, flaw] - perfect).mean()
+            rows.append((score, flaw, seed, n, float(shift / perfect.std(ddof=1))))
+    return pd.DataFrame(rows, columns=["score", "flaw", "seed", "n", "sensitivity"])

@@ -89,6 +89,8 @@ def helper(x):
     '''{doc}'''
     return x * {factor}
 class Net(MLP):
+    scale: float = 1.0
+    '''{doc}'''
     def forward(self, x, c, label=None):
         return helper(super().forward(x, c)) * WIDTH  # {doc}
 """

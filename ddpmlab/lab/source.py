@@ -67,6 +67,9 @@ class _Stripped(ast.NodeTransformer):
         node.annotation = None
         return node
 
+    def visit_Expr(self, node):  # a string that stands alone describes an attribute
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
 
 @lru_cache(maxsize=256)
 def _statements(source: str) -> dict[str, list[ast.stmt]]:

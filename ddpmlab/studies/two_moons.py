@@ -188,7 +188,8 @@ def two_moons(
     rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics)
     runs = [Run(name, config, None, {"part": "ladder"}) for name, config in rungs.items()]
     sampler = {"name": "ddpm", "n_steps": report_sampler_steps - 1, "spacing": "leading"}  # from t = T - 1 on
-    runs.append(Run(SHORTER, replace(rungs[FINAL], sampler=sampler), None, {"part": "repair"}))
+    shorter = replace(rungs[FINAL], sampler=sampler, metrics=(distance(metrics),))
+    runs.append(Run(SHORTER, shorter, None, {"part": "repair"}))
     runs.append(Run(PERFECT, limit(rungs["baseline"], "law"), None, {"part": PERFECT}))
     scores, longest = of_the_recipe(metrics), max(budgets)
     for n in budgets:

@@ -69,7 +69,7 @@ DEFECTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "2% of an arc missing": dropped_segment,
     "0.05% divergent": divergent_points,
 }
-"""Small flaws, for `power_table`: points in the law's own units."""
+"""Small flaws for `power_table`, as points in the law's own units."""
 
 
 def three_times_as_thick(n: int, generator: torch.Generator) -> Tensor:
@@ -96,7 +96,7 @@ LOCAL, GLOBAL = (
     {"arcs 3 times as thick": three_times_as_thick, "10% of the mass missing": tenth_missing},
     {"spread 10% too large": spread_too_large, "moved by 0.1 sd": moved},
 )
-"""Flaws of a sampler's detail and of its whole, for `sensitivity_table`: points in the law's own units."""
+"""Flaws of a sampler's detail and of its whole, for `sensitivity_table`, as points in the law's own units."""
 
 
 def thickness(x: Tensor, y: Tensor) -> float:

@@ -26,7 +26,7 @@ FLAWED = {
     "blurred by 0.25 sd": lambda x, generator: blurred(x, 0.25, generator),
     "moved by 0.25 sd": lambda x, generator: x + x.new_tensor([0.25, 0.0]),
 }
-"""Samplers for `classifiers`: what becomes of perfect points, in standardised units."""
+"""Samplers for `classifiers`, as what becomes of perfect points, in standardised units."""
 UNITS = ("standardised", "raw data, noise N(0, I)")
 
 

@@ -181,6 +181,8 @@ def _complexity() -> dict[str, Row]:
         rows[f"complexity-{law}"] = change(page, law, "emd_128", "model=1", "model=3")
         rows[f"complexity-chain-kl-{law}"] = change(page, law, "chain_kl", "model=1", "model=3")
         rows[f"complexity-larger-is-worse-{law}"] = change(page, law, "chain_kl", "model=5", "model=3")
+        equal = ("model=5, 18000 steps", "model=3, 18000 steps")
+        rows[f"complexity-larger-at-rest-{law}"] = change(page, law, "chain_kl", *equal)
         rows[f"complexity-converged-{law}"] = change(page, law, "emd_128", *rested[law])
         for p in ("0.1", "0.5"):
             for metric in ("train_loss", "emd_128", "chain_kl"):

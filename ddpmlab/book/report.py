@@ -216,7 +216,7 @@ def reproduce(study: Study, profile: str):
     networks = {train_key(run.config) for run in study.runs if run.config.denoiser == "network"}
     rows = {
         "command": f"ddpmlab run {study.name} --profile {profile}",
-        "runs": f"{len(study.runs):,} of {len(networks):,} trained networks",
+        "computed": f"{len(study.runs):,} runs, {len(networks):,} trained networks",
         "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",
         "device": device_name(),
         "training, on one core": f"{study.status().seconds / 60:,.0f} minutes",

@@ -106,6 +106,7 @@ def _pages(book: Path, revision: str | None) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
+    """Print how today's pages read, and those of the revision that the first argument names."""
     book, tables = Path(__file__).parents[2] / "book", {}
     for name in (None, *arguments[:1]):
         pages = {stem: nbformat.reads(text, as_version=4) for stem, text in _pages(book, name).items()}

@@ -14,7 +14,6 @@ from ddpmlab.lab.power import (
     divergent_share,
     power_table,
     sensitivity_table,
-    size_at_power,
     thickness,
 )  # fmt: skip
 
@@ -92,14 +91,6 @@ def test_the_table_covers_every_score_within_its_limit_and_is_remembered(monkeyp
     assert ((table.low <= table.power) & (table.power <= table.high)).all()
     with pytest.raises(ValueError, match="repeats = 18; a false-alarm rate of 5% needs at least 19"):
         power_table([100], repeats=18)
-
-
-def test_the_size_at_a_power_interpolates_and_says_when_it_is_not_reached():
-    group = pd.DataFrame({"n": [100, 1_000, 10_000], "power": [0.2, 0.6, 1.0]})
-    assert size_at_power(group) == pytest.approx(1_000 * 10**0.5)
-    assert size_at_power(group.assign(power=[0.9, 0.9, 1.0])) == 100
-    assert size_at_power(group.assign(power=[0.1, 0.9, 0.7])) == math.inf
-    assert size_at_power(group.assign(power=[0.9, 0.2, 1.0])) == pytest.approx(1_000 * 10**0.75)
 
 
 def test_large_flaws_are_of_the_stated_size():

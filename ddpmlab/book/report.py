@@ -211,7 +211,10 @@ def spread(values: np.ndarray, digits: int = 2) -> str:
 
 
 def reproduce(study: Study, profile: str):
-    """How to run a page again and what that takes: command, trainings, seeds, device, minutes of training."""
+    """How to run a page again and what that takes: command, trainings, seeds, device, minutes of training.
+
+    The minutes are summed over trainings, by the clock: on a machine that does other work more than a core needs.
+    """
     seeds = sorted({run.config.seed for run in study.runs})
     networks = {train_key(run.config) for run in study.runs if run.config.denoiser == "network"}
     rows = {
@@ -219,7 +222,7 @@ def reproduce(study: Study, profile: str):
         "computed": f"{len(study.runs):,} runs, {len(networks):,} trained networks",
         "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",
         "device": device_name(),
-        "training, on one core": f"{study.status().seconds / 60:,.0f} minutes",
+        "training, by the clock": f"{study.status().seconds / 60:,.0f} minutes",
         "code": package_hash(),
     }
     return show(pd.Series(rows, name="this run").to_frame().rename_axis("to reproduce this page"))

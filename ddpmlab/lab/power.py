@@ -196,20 +196,6 @@ def power_table(
     )
 
 
-def size_at_power(group: pd.DataFrame, wanted: float = 0.8, column: str = "power") -> float:
-    """Smallest n from which the power stays at `wanted` or above, interpolated in ln n; infinite if never reached."""
-    group = group.sort_values("n")
-    n, power = group["n"].to_numpy(), group[column].to_numpy()
-    above = power >= wanted
-    if not above[-1]:
-        return math.inf
-    first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
-    if first == 0:
-        return float(n[0])
-    low, high = power[first - 1], power[first]
-    return float(n[first - 1] * (n[first] / n[first - 1]) ** ((wanted - low) / (high - low)))
-
-
 def sensitivity_table(n: int, repeats: int, seed: int) -> pd.DataFrame:
     """Sensitivity of `COMPARED` to each flaw of `LOCAL` and `GLOBAL`, from one seed's repeats on the same points.
 

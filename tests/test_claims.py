@@ -376,6 +376,9 @@ def test_claims_on_sleeves_follow_from_the_table():
 
     assert [w for w in ways if all(matches(named[m], *judge(w, m, bar)) for m, bar in bars.items())], "no such way"
     assert matches(claims["sleeves-average"], *judge("pixel average", "answer", 0.1))
+    retrieved = "nearest training top of that length"  # a training picture within 0.05 of a length known to 0.1
+    assert value[retrieved, "hit"] == 1
+    assert value[retrieved, "nearest"] < 1e-3
     withheld = {way.split(", half width")[0] for way, metric in value if metric == "sd_of_answer_minus_average"}
     assert len(withheld) == 3
     assert len(claims) == len(bars) + 1 + len(withheld)

@@ -5,9 +5,10 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from ddpmlab import data, networks, samplers, schedules
-from ddpmlab.lab import Experiment, Training, stages
+from ddpmlab.lab import Experiment, Training, source, stages
 from ddpmlab.lab.scores import SCORES, Score
 from ddpmlab.lab.source import code_hash, definitions, package_hash
 
@@ -49,6 +50,13 @@ def test_a_definition_counts_with_what_it_is_built_on():
     fit = set(definitions(stages._train))
     assert {"ddpmlab.training.loop.fit", "ddpmlab.denoisers.Denoiser", "ddpmlab.training.ema.EMA"} <= fit
     assert not [name for name in fit if name.startswith(("ddpmlab.metrics", "ddpmlab.networks", "ddpmlab.samplers"))]
+
+
+def test_versions_of_libraries_count(monkeypatch):
+    assert source.versions("torch", "no-such-library") == {"torch": torch.__version__.split("+")[0]}
+    before = keys()
+    monkeypatch.setattr(source, "_version", lambda name: "0")
+    assert not set(keys()) & set(before)
 
 
 def test_new_parts_touch_no_entry(module):

@@ -762,10 +762,12 @@ def client_page(open_page, tmp_path):
 
 
 _RUN = """
-async ({ spec, sampler, kernel, n }) => {
+async ({ spec, sampler, kernel, n, refused }) => {
   const client = createClient(createEngine, { workers: 2, kernel }), states = [];
   const done = await new Promise((resolve) =>
     client.run("left", { denoiser: spec, sampler, n, seed: 5 }, (state) => states.push(state), resolve));
+  // each worker is refused by a timer of its own, and the run needs but one of them
+  for (let k = 0; refused && k < 400 && client.where().includes("worker"); k++) await new Promise((r) => setTimeout(r, 5));
   const where = client.where();
   client.close();
   return { done, where, k: states.map((s) => s.k), t: states.map((s) => s.t), nSteps: states[0].nSteps,
@@ -792,7 +794,8 @@ def test_a_client_runs_what_the_engine_does(kernel, blocked, client_page):
     script = _BLOCKS[blocked]
     spec = _network_spec()
     sampler = {"name": "ddpm", "n_steps": 10}
-    found = client_page(script).evaluate(_RUN, {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50})
+    given = {"spec": spec, "sampler": sampler, "kernel": kernel, "n": 50, "refused": bool(blocked)}
+    found = client_page(script).evaluate(_RUN, given)
     assert found["where"] == (["page", "page"] if blocked else ["worker", "worker"])
     assert found["done"]["nfe"] == 10
     assert found["done"]["kernel"] == kernel

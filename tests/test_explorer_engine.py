@@ -767,7 +767,8 @@ async ({ spec, sampler, kernel, n, refused }) => {
   const done = await new Promise((resolve) =>
     client.run("left", { denoiser: spec, sampler, n, seed: 5 }, (state) => states.push(state), resolve));
   // each worker is refused by a timer of its own, and the run needs but one of them
-  for (let k = 0; refused && k < 400 && client.where().includes("worker"); k++) await new Promise((r) => setTimeout(r, 5));
+  for (let k = 0; refused && k < 400 && client.where().includes("worker"); k++)
+    await new Promise((resolve) => setTimeout(resolve, 5));
   const where = client.where();
   client.close();
   return { done, where, k: states.map((s) => s.k), t: states.map((s) => s.t), nSteps: states[0].nSteps,

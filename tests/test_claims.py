@@ -32,6 +32,7 @@ class Row:
         error: (metric, variant) of a row that holds a standard error shared by all seeds.
         verdict: `artefact` where the page says so; what the interval says if omitted.
         scale: factor on the effect.
+        less: a number to subtract, such as a bar.
     """
 
     page: str
@@ -41,6 +42,7 @@ class Row:
     error: tuple[str, str] | None = None
     verdict: str | None = None
     scale: float = 1.0
+    less: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,38 @@ class Lead:
             best = min(apart, key=lambda name: sum(apart[name]) / len(apart[name]))
             values.append(self.scale * (others[best][seed] - linear[seed]))
         return values, 0.0
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A score of one variant over that of another, seed by seed, less 1.
+
+    Attributes:
+        page, law, metric: which rows.
+        after, before: the two variants.
+        scale, offset: of the effect, scale (after / before - 1) + offset.
+        verdict: as in `Row`.
+    """
+
+    page: str
+    law: str
+    metric: str
+    after: str
+    before: str
+    scale: float = -100.0
+    offset: float = 0.0
+    verdict: str | None = None
+
+    def effect(self, table: list[dict[str, str]]) -> tuple[list[float], float]:
+        """One value per seed."""
+
+        def found(variant: str) -> dict[str, float]:
+            key = (self.law, self.metric, variant)
+            return {r["seed"]: float(r["value"]) for r in table if (r["dataset"], r["metric"], r["variant"]) == key}
+
+        after, before = found(self.after), found(self.before)
+        assert set(after) == set(before), f"seeds of {self.after} and {self.before}"
+        return [self.scale * (after[k] / before[k] - 1) + self.offset for k in sorted(after)], 0.0
 
 
 def change(page: str, law: str, metric: str, plus: str, minus: str, **more) -> Row:
@@ -214,10 +248,58 @@ def _scores() -> dict[str, Row]:
     }
 
 
+def _two_moons() -> dict[str, Row | Relative]:
+    page, rows = "two_moons", {}
+    scores = {
+        "sliced": "sliced_wasserstein_published",
+        "mmd": "mmd_published",
+        "energy": "energy_distance_published",
+        "kl": "chain_kl",
+        "roc": "c2st_roc_published",
+    }
+    larger, final = "4_larger_mlp", "6_residual_blocks"
+    weighted, unaveraged = "5.2_snr_weighting_ema", "5.1_snr_weighting_no_ema"
+    for before, after, sign, claims in (
+        ("baseline", "1_ddpm", -1, {"ddpm": "sliced", "ddpm-mmd": "mmd", "ddpm-energy": "energy"}),
+        ("1_ddpm", "2_ema", -1, {"ema": "energy", "ema-sliced": "sliced", "ema-mmd": "mmd", "ema-kl": "kl"}),
+        ("2_ema", "3_cosine", -1, {"cosine": "energy", "cosine-kl": "kl"}),
+        ("3_cosine", larger, -1, {"larger": "energy", "larger-sliced": "sliced", "larger-kl": "kl"}),
+        (larger, final, -1, {"residual": "energy", "residual-kl": "kl"}),
+        ("baseline", final, -1, {f"final-{name}": name for name in ("energy", "sliced", "mmd", "kl")}),
+        (larger, weighted, -1, {"snr-roc": "roc"}),
+        (larger, weighted, 1, {"snr-distance": "energy", "snr-kl": "kl"}),
+        ("4, without EMA", unaveraged, 1, {"snr-no-ema": "energy", "snr-no-ema-kl": "kl"}),
+    ):
+        for name, score in claims.items():
+            rows[f"moons-{name}"] = Relative(page, page, scores[score], after, before, 100.0 * sign)
+    accuracy = "c2st_accuracy_published"
+    rows["moons-snr-c2st"] = Relative(page, page, accuracy, weighted, larger, 100.0, verdict="artefact")
+    rows["moons-mmd"] = Row(page, page, ((1, "mmd_published", "perfect sampler"),), verdict="artefact")
+    for name, bar in (("mmd", 0.05), ("energy", 0.06), ("sliced", 0.06)):
+        rows[f"moons-baseline-{name}"] = Row(page, page, ((-1, scores[name], "baseline"),), less=-bar)
+    rows["moons-thicker"] = Row(page, page, ((-1, "thickness", final),), less=-1, scale=100)
+    seconds = "34K, rungs 1 to 3", "50K, rungs 4 and 5", "134K, rung 6"
+    rows["moons-time-larger"] = Relative(page, page, "seconds_step", seconds[1], seconds[0], -100, 25)
+    rows["moons-time-residual"] = Relative(page, page, "seconds_step", seconds[2], seconds[1], 1, -1)
+    rows["moons-gradient-end"] = Row(page, page, ((1, "gradient_end", "linear betas"),), less=1)
+    rows["moons-gradient-cosine"] = Relative(page, page, "gradient_variance", "cosine betas", "linear betas")
+    networks = "larger MLP, weighted", "larger MLP, unweighted"
+    rows["moons-gradient-snr"] = Relative(page, page, "gradient_spread", *networks)
+    directions = ((1, "directions_error", "256 directions"),)
+    rows["moons-directions"] = Row(page, page, directions, above="floor_sd", scale=-1)
+    return rows
+
+
 ROWS = {
-    **_own_network(), **_epochs(), **_complexity(), **_diffusion_steps(), **_noise_schedules(), **_memorisation(),
+    **_own_network(),
+    **_epochs(),
+    **_complexity(),
+    **_diffusion_steps(),
+    **_noise_schedules(),
+    **_memorisation(),
     **_scores(),
-}  # fmt: skip
+    **_two_moons(),
+}
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
@@ -237,9 +319,9 @@ def judged(values: list[float], error: float = 0.0) -> tuple[float, float, float
     return mean, mean - half, mean + half, verdict
 
 
-def effect(row: Row | Lead, table: list[dict[str, str]]) -> tuple[list[float], float]:
+def effect(row: Row | Lead | Relative, table: list[dict[str, str]]) -> tuple[list[float], float]:
     """One value per seed, and the shared standard error."""
-    if isinstance(row, Lead):
+    if not isinstance(row, Row):
         return row.effect(table)
 
     def found(metric: str, variant: str) -> dict[str, dict[str, str]]:
@@ -249,7 +331,7 @@ def effect(row: Row | Lead, table: list[dict[str, str]]) -> tuple[list[float], f
     terms = [(sign, found(metric, variant)) for sign, metric, variant in row.terms]
     seeds = set.intersection(*(set(rows) for _, rows in terms))
     assert seeds, f"no seeds of {row.terms}"
-    less = float(next(iter(terms[-1][1].values()))[row.above]) if row.above else 0.0
+    less = row.less + (float(next(iter(terms[-1][1].values()))[row.above]) if row.above else 0.0)
     values = [row.scale * (sum(s * float(rows[k]["value"]) for s, rows in terms) - less) for k in sorted(seeds)]
     error = float(next(iter(found(*row.error).values()))["value"]) if row.error else 0.0
     return values, error
@@ -302,6 +384,10 @@ def test_the_arithmetic_on_numbers_done_by_hand():
     ]
     assert effect(change("p", "helix", "kl", "a", "b"), table) == ([3.0, 4.0], 0.0)
     assert effect(Row("p", "helix", ((1, "kl", "b"),), above="ceiling"), table) == ([1.0, 2.0, 8.0], 0.0)
+    assert effect(Row("p", "helix", ((-1, "kl", "a"),), less=-6, scale=10), table) == ([10.0, -10.0], 0.0)
+    half = [{**row, "variant": "c", "value": str(float(row["value"]) / 2)} for row in table if row["variant"] == "a"]
+    assert effect(Relative("p", "helix", "kl", "c", "a"), table + half) == ([50.0, 50.0], 0.0)
+    assert effect(Relative("p", "helix", "kl", "c", "a", 1, -1), table + half) == ([-1.5, -1.5], 0.0)
 
 
 def test_a_lead_is_over_the_schedule_that_is_best_on_other_seeds():

@@ -304,8 +304,8 @@ def test_a_real_study_runs_from_its_template(tmp_path):
     book, project = tmp_path / "book", Project(ROOT)
     shutil.copytree(ROOT / "book" / "results", book / "results")
     (book / "studies").mkdir()
-    pages.run_study(project, "noise_levels", "quick", project.parameters("noise_levels", "quick", {}), book)
-    page = nbformat.read(book / "studies" / "noise_levels.ipynb", 4)
+    pages.run_study(project, "epochs", "quick", project.parameters("epochs", "quick", {}), book)
+    page = nbformat.read(book / "studies" / "epochs.ipynb", 4)
     outputs = [o for c in page.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     glued = {
@@ -315,12 +315,12 @@ def test_a_real_study_runs_from_its_template(tmp_path):
     }
     assert "'quick'" in glued.values()
     assert not [name for name, value in glued.items() if "nan" in value]
-    table = pd.read_csv(book / "results" / "noise_levels.csv")
-    assert set(table.dataset) == {"two_moons"}
+    table = pd.read_csv(book / "results" / "epochs.csv")
+    assert set(table.dataset) == {"sin_5_5", "helix"}
     made = pd.read_csv(book / "results" / "claims.csv")
     committed = pd.read_csv(ROOT / "book" / "results" / "claims.csv")
-    assert set(made.verdict[made.page == "noise_levels"]) <= set(report.VERDICTS)
-    assert len(made[made.page != "noise_levels"]) == len(committed[committed.page != "noise_levels"])
+    assert set(made.verdict[made.page == "epochs"]) <= set(report.VERDICTS)
+    assert len(made[made.page != "epochs"]) == len(committed[committed.page != "epochs"])
 
 
 def test_a_page_with_a_warning_does_not_render(tmp_path):

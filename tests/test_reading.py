@@ -6,8 +6,7 @@ from conftest import ROOT
 
 from ddpmlab.book import reading
 
-OLD = ("two_moons", "noise_levels")  # written before captions were short; one page will take their place
-TEMPLATES = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem not in OLD)
+TEMPLATES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)

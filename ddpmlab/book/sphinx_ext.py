@@ -6,7 +6,6 @@ Directives and roles, all read from `results/` when the book is built:
 - ``{built}`version` ``, `commit`, `date`: what the book is built from;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{answers}``: questions with the claims that answer them, one a line;
-- ``{under-revision}``: the verdicts that are known to be wrong, from `under_revision.yml`;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
 - ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings;
 - ``{command-line}``: what the command line says of itself.
@@ -83,19 +82,6 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def read_claims(results: Path) -> dict[str, dict[str, str]]:
     """Rows of `claims.csv` by id, as text."""
     return {row["id"]: row for row in read_table(results / "claims.csv")}
-
-
-def read_revisions(book: Path) -> list[dict]:
-    """Verdicts under revision: mappings with `claims` (ids), `page` and `why`."""
-    path = book / "under_revision.yml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
-
-
-def standing_revisions(book: Path) -> list[dict]:
-    """Those of them that name a claim of `claims.csv`, or none: pages written anew drop the others."""
-    known = read_claims(book / "results")
-    entries = read_revisions(book)
-    return [entry for entry in entries if not entry["claims"] or set(entry["claims"]) & set(known)]
 
 
 def rehearsed(results: Path) -> bool:
@@ -234,16 +220,15 @@ class Verdicts(_Table):
     """Every claim: published against measured, interval, floor and ceiling of its score, verdict, evidence."""
 
     def run(self):
-        self.depend("results/claims.csv", "under_revision.yml")
-        revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
+        self.depend("results/claims.csv")
         rows, results = [], self.book / "results"
-        for id, row in read_claims(results).items():
+        for row in read_claims(results).values():
             claim, published, measured, interval = (
                 _plain(claim_field(row, field)) for field in ("claim", "published", "measured", "interval")
             )
             source, _, place = row["source"].partition("-report")
             report = f"{source.replace('-', ' ')}{_plain(place)}"
-            verdict = _page_link(row["page"], row["verdict"] + (" (under revision)" if id in revised else ""))
+            verdict = _page_link(row["page"], row["verdict"])
             between = f" ({interval})" if interval != "\N{EN DASH}" else ""
             ends = ["\N{EN DASH}" if end is None else number(f"{end:g}", 2) for end in limits(results, row)]
             rows.append([claim, verdict, published, measured + between, *ends, report])
@@ -274,8 +259,7 @@ class Answers(_Table):
     has_content = True
 
     def run(self):
-        self.depend("results/claims.csv", "under_revision.yml")
-        revised = {id for entry in read_revisions(self.book) for id in entry["claims"]}
+        self.depend("results/claims.csv")
         rows = []
         for line in self.content:
             question, page, patterns = (part.strip() for part in line.split("|"))
@@ -286,25 +270,9 @@ class Answers(_Table):
                 continue
             effect = _plain(short_effect(row["claim"]))
             published, measured, interval = (_plain(claim_field(row, f)) for f in ("published", "measured", "interval"))
-            verdict = row["verdict"] + (" (under revision)" if row["id"] in revised else "")
             between = f" ({interval})" if interval != "\N{EN DASH}" else ""
-            rows.append([link, verdict, effect, published, measured + between])
+            rows.append([link, row["verdict"], effect, published, measured + between])
         return self.table(["question", "verdict", "effect", "published", "ours (95% interval)"], rows)
-
-
-class UnderRevision(_Table):
-    """The verdicts known to be wrong whose claims are still there, as a list after its content; else nothing."""
-
-    has_content = True
-
-    def run(self):
-        self.depend("under_revision.yml", "results/claims.csv")
-        lines = []
-        for entry in standing_revisions(self.book):
-            lines.append(f"- {entry['why'].strip()} ({_page_link(entry['page'], 'evidence')})")
-        if lines:
-            lines = [*self.content, "", *lines]
-        return self.parsed("\n".join(lines)) if lines else []
 
 
 def _duration(seconds: float) -> str:
@@ -708,7 +676,6 @@ def setup(app):
     app.add_role("built", BuiltRole())
     app.add_directive("verdicts", Verdicts)
     app.add_directive("answers", Answers)
-    app.add_directive("under-revision", UnderRevision)
     app.add_directive("provenance", Provenance)
     app.add_directive("package-api", PackageApi)
     app.add_directive("command-line", CommandLine)

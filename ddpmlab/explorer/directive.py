@@ -45,7 +45,6 @@ LINKS: dict[str, dict[str, Any]] = {
     },
     "studies/settled": {"law": "helix", "a_model": "helix_model_3_00100", "field": "error", **_HOMEWORK},
     "studies/two_moons": {"law": "two_moons", "a_model": "two_moons_linear", "b_model": "two_moons_recipe_04000"},
-    "studies/noise_levels": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "field": "error"},
     "studies/rivals": {"law": "two_moons", "a_model": "exact", "b_model": "two_moons_recipe_04000", "field": "error"},
     "studies/memorisation": {"law": "two_moons", "a_model": "two_moons_recipe_04000", "b_model": "exact"},
 }

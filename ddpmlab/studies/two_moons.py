@@ -1,10 +1,13 @@
-"""Two moons: the report's ladder of improvements, a recipe, its ablation."""
+"""Two moons: the report's ladder of improvements, a recipe, its ablation, its noise levels."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ddpmlab import samplers
-from ddpmlab.lab import Experiment, Run, Training, limit, over_seeds, recipes
+import torch
+
+from ddpmlab import samplers, schedules
+from ddpmlab.lab import Experiment, Run, Training, limit, over_seeds, recipes, trained
 from ddpmlab.studies import EXACT, PERFECT, register
 
 SMALL = {"name": "mlp", "hidden": (128, 128), "activation": "silu", "time": "sinusoidal", "time_layers": 2}
@@ -14,6 +17,29 @@ LINEAR = {"name": "linear", "n_steps": 1000, "lbeta": 1e-4, "ubeta": 2e-2}
 COSINE = {"name": "cosine", "n_steps": 1000}
 PLAIN = {"name": "mlp", "hidden": (96, 96, 96), "activation": "gelu", "time": "fourier", "time_features": 16}
 CONTROL, FINAL, RECIPE = "4, without EMA", "6_residual_blocks", "the recipe"
+SHORTER = "6, the cosine's last step left out"
+TITLES = {
+    "baseline": "baseline",
+    "1_ddpm": "1 DDPM",
+    "2_ema": "2 EMA",
+    "3_cosine": "3 cosine",
+    "4_larger_mlp": "4 larger MLP",
+    "5.1_snr_weighting_no_ema": "5.1 weighting, no EMA",
+    "5.2_snr_weighting_ema": "5.2 weighting, EMA",
+    FINAL: "6 residual blocks",
+    CONTROL: CONTROL,
+}
+"""Names of the rungs on pages."""
+STEPS = {
+    "1 DDPM": ("baseline", "1_ddpm"),
+    "2 EMA": ("1_ddpm", "2_ema"),
+    "3 cosine": ("2_ema", "3_cosine"),
+    "4 larger MLP": ("3_cosine", "4_larger_mlp"),
+    "5.1 weighting, no EMA": (CONTROL, "5.1_snr_weighting_no_ema"),
+    "5.2 weighting, EMA": ("4_larger_mlp", "5.2_snr_weighting_ema"),
+    "6 residual blocks": ("4_larger_mlp", FINAL),
+}
+"""The report's modifications: the rung that each is judged against, and its own."""
 
 
 def ladder(
@@ -68,9 +94,67 @@ def ablations(n_steps: int, **changes) -> dict[str, Experiment]:
     return found | {"a plain MLP of like size": replace(found[RECIPE], network=PLAIN)}
 
 
+def noise_levels(n_steps: int, n_samples: int) -> dict[str, Experiment]:
+    """The recipe with its law of noise levels, or its warm-up, changed."""
+    standard = recipes.two_moons(n_steps)
+    low, high = standard.schedule["sigma_min"], standard.schedule["sigma_max"]
+    cosine = {"name": "vp_cosine", "terminal_snr": high**-2}
+    cosine["t_min"] = float(schedules.SCHEDULES.build(cosine).time_of(low))
+    uniform = {
+        "uniform in a cosine's time": cosine,
+        "uniform in DDPM's linear steps": LINEAR,
+        "uniform in time, VE to 80": {"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+    }
+    changes = {
+        RECIPE: {},
+        INDEPENDENT: {"times": "log-normal, independent"},
+        "no warm-up": {"warmup": 0},
+        "EDM's numbers as printed": {"log_normal": (-1.2, 1.2)},
+        "EDM's numbers, shifted": {"log_normal": (-1.2 + math.log(2), 1.2)},
+        "uniform in the recipe's time": {"times": "uniform"},
+        **{name: {"schedule": part, "times": "uniform"} for name, part in uniform.items()},
+    }
+    shared = {"n_samples": n_samples, "metrics": ("thickness",), "sampler": {**standard.sampler, "spacing": "linspace"}}
+    return {name: recipes.two_moons(n_steps, **shared | change) for name, change in changes.items()}
+
+
+def gradient_variances(config: Experiment, n_batches: int = 16, n_parts: int = 10, seed: int = 0) -> list[float]:
+    r"""Variance of a minibatch's gradient at the trained weights of a config, by part of the schedule's T steps.
+
+    .. math:: \mathrm{tr}\,\mathrm{Cov}(g), \qquad g = \nabla_\theta \frac1B \sum_{i=1}^B w_{t_i}
+              |\hat\varepsilon_i - \varepsilon_i|^2/d .
+
+    Args:
+        config: its schedule is discrete; its loss, batch size B and training points are used.
+        n_batches: gradients behind each variance.
+        n_parts: equal parts of the steps 1..T, in each of which the times of a batch are drawn.
+        seed: of the batches.
+
+    Returns:
+        The variance with times drawn from all steps, then that of each part.
+    """
+    denoiser = trained(config).requires_grad_(True)
+    weights, training = list(denoiser.network.parameters()), config.training
+    points = training.points(config.data)[0].to(weights[0].dtype)
+    generator, last, found = torch.Generator().manual_seed(seed), denoiser.schedule.t_max, []
+    ends = [(0.0, 1.0), *((k / n_parts, (k + 1) / n_parts) for k in range(n_parts))]
+    for low, high in ends:
+        gradients = []
+        for _ in range(n_batches):
+            x0 = points[torch.randint(len(points), (training.batch_size,), generator=generator)]
+            first, end = round(low * last) + 1, round(high * last) + 1
+            t = torch.randint(first, end, (len(x0),), generator=generator).double()
+            noise = torch.randn(x0.shape, generator=generator)
+            loss = denoiser.loss(x0, t, noise, training.weighting).mean()
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+        found.append(float(torch.stack(gradients).double().var(0).sum()))
+    return found
+
+
 def of_the_recipe(metrics: list[str]) -> tuple[str, ...]:
-    """The book's scores; the report's own columns are the ladder's affair."""
-    return tuple(dict.fromkeys(["thickness", *(m for m in metrics if m != "two-moons-report")]))
+    """The book's scores; the report's own columns and the chain of T steps are the ladder's affair."""
+    ladders = ("two-moons-report", "chain_kl")
+    return tuple(dict.fromkeys(["thickness", *(m for m in metrics if m not in ladders)]))
 
 
 def distance(metrics: list[str]) -> str:
@@ -78,6 +162,7 @@ def distance(metrics: list[str]) -> str:
     return next(metric for metric in ("sliced_wasserstein", "emd_128") if metric in metrics)
 
 
+INDEPENDENT = "levels drawn independently"
 SOLVERS = ("ddpm", "euler", "heun", "dpmpp_2m", "unipc")
 
 
@@ -92,12 +177,19 @@ def two_moons(
     ablation_steps: int,
     n_many: int,
     evaluations: list[int],
+    levels_steps: int,
+    levels_samples: int,
+    levels_seeds: int,
     n_seeds: int,
     exact_seeds: int,
 ) -> Iterator[Run]:
-    """The ladder and a perfect sampler; the recipe at each budget, on many points, in few evaluations; its ablation."""
+    """The ladder, a perfect sampler and the last rung's repair; the recipe at each budget, on many points, in few
+    evaluations; its ablation; its noise levels."""
     rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics)
     runs = [Run(name, config, None, {"part": "ladder"}) for name, config in rungs.items()]
+    sampler = {"name": "ddpm", "n_steps": report_sampler_steps - 1, "spacing": "leading"}  # from t = T - 1 on
+    shorter = replace(rungs[FINAL], sampler=sampler, metrics=(distance(metrics),))
+    runs.append(Run(SHORTER, shorter, None, {"part": "repair"}))
     runs.append(Run(PERFECT, limit(rungs["baseline"], "law"), None, {"part": PERFECT}))
     scores, longest = of_the_recipe(metrics), max(budgets)
     for n in budgets:
@@ -119,3 +211,6 @@ def two_moons(
             yield from over_seeds([Run(f"recipe, {solver}, {nfe} evaluations", config, None, factors)], range(n_seeds))
             name = f"{EXACT}, {solver}, {nfe} evaluations"
             yield from over_seeds([Run(name, limit(config), None, factors | {"part": EXACT})], range(exact_seeds))
+    made = noise_levels(levels_steps, levels_samples)
+    runs = [Run(f"levels: {name}", config, None, {"part": "levels", "change": name}) for name, config in made.items()]
+    yield from over_seeds(runs, range(levels_seeds))

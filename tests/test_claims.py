@@ -428,7 +428,9 @@ def test_claims_on_garments_follow_from_the_table():
         return (value - floor) / (ceiling - floor)
 
     (plain,) = rows("frechet_distance_2048", part="straightforward", network="784-MLP as published")
-    (best,) = rows("frechet_distance", part="best")
+    best = rows("frechet_distance", part="best", network="U-Net")
+    guided = rows("frechet_distance", part="best", network="U-Net, guided")
+    classes = rows("class_accuracy", part="best", network="U-Net, guided")
     mlps = [r for r in rows("frechet_distance_2048") if r["network"].startswith("784-MLP")]
     draws = [float(r["value"]) for r in rows("frechet_distance_2048", part="training") if r["draw"]]
     signal = math.prod(1 - (1e-5 + k * (1.28e-2 - 1e-5) / 49) for k in range(50))
@@ -438,10 +440,13 @@ def test_claims_on_garments_follow_from_the_table():
         "fashion-dim": [1.0],
         "fashion-noising": [1 - signal / (1 - signal)],
         "fashion-straightforward": [100 * (0.1 - left(plain))],
-        "fashion-quality": [100 * (0.01 - left(best))],
+        "fashion-quality": [100 * (0.01 - left(row)) for row in best],
+        "fashion-quality-guided": [100 * (0.01 - left(row)) for row in guided],
+        "fashion-classes-guided": [100 * (0.03 - abs(float(r["value"]) - float(r["floor_mean"]))) for r in classes],
         "fashion-architecture": [fall - value for value in draws],
     }
-    assert len(draws) >= 5
+    assert min(len(draws), len(best), len(guided), len(classes)) >= 5
+    assert not {r["draw"] for r in guided} & {r["draw"] or "0.0" for r in rows("frechet_distance_2048", part="guidance")}
     assert len(mlps) >= 3
     assert set(claims) == set(expected)
     for id, values in expected.items():

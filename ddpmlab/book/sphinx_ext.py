@@ -34,7 +34,6 @@ from textwrap import indent
 from types import ModuleType
 
 import click
-import yaml
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util import logging

@@ -14,7 +14,7 @@ from ddpmlab.lab.scores import SCORES
 from ddpmlab.metrics import images
 from ddpmlab.studies import register
 
-UNET, HALF, MLP, TRANSFORMER = "U-Net", "U-Net, half the width", "784-MLP", "transformer"
+UNET, GUIDED, HALF, MLP, TRANSFORMER = "U-Net", "U-Net, guided", "U-Net, half the width", "784-MLP", "transformer"
 PUBLISHED, LARGER = "784-MLP as published", "784-MLP, T = 1000"
 SOLVERS = ("ddim", "heun", "dpmpp_2m")
 SIZES = {
@@ -68,6 +68,8 @@ def fashion_mnist(
     larger_evaluations: int,
     n_samples: int,
     n_few: int,
+    many_draws: list[int],
+    chosen_guidance: float,
     n_draws: int,
     nfe: int,
     evaluations: list[int],
@@ -83,8 +85,9 @@ def fashion_mnist(
             half the width, and their optimiser steps.
         epochs, larger_epochs: of the homework's MLP and of the larger one.
         larger_evaluations: steps of ancestral sampling for T = 1000.
-        n_samples: pictures of the U-Net's best samples, drawn once.
+        n_samples: pictures of the U-Net's best samples.
         n_few: pictures of all comparisons.
+        many_draws, chosen_guidance: which draws of the best samples are made, without guidance and with this one.
         n_draws: how often those of the trained U-Net are drawn.
         nfe: network evaluations a picture.
         evaluations, guidances: those to compare.
@@ -92,7 +95,10 @@ def fashion_mnist(
     few, many = (f"pictures_{n_few}",), (f"pictures_{n_samples}",)
     solver = {"name": "dpmpp_2m", "n_steps": nfe}
     best = unet(n_steps, keep_steps, weights=weights, sampler=solver, n_samples=n_samples, metrics=many)
-    yield Run(UNET, best, None, {"part": "best", "network": UNET})
+    for name, scale in ((UNET, 1.0), (GUIDED, chosen_guidance)):
+        for draw in many_draws:
+            factors = {"part": "best", "network": name, "draw": draw}
+            yield Run(name, replace(best, guidance=scale, draw=draw), None, factors)
     short = replace(best, n_samples=n_few, metrics=few)
     for step in keep_steps if weights is None else []:
         yield Run(f"{UNET}, step {step}", short, step, {"part": "training", "network": UNET, "step": step})

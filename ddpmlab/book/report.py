@@ -157,8 +157,9 @@ def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
         number(float(mean)) if low == high else between(float(mean), low, high)
         for mean, low, high in zip(saved["measured"], saved["ci_low"], saved["ci_high"], strict=True)
     ]
-    return show(pd.DataFrame({"claim": named, "published": saved["published"].map(number), "measured": measured,
-                              "verdict": saved["verdict"]}))  # fmt: skip
+    shown = pd.DataFrame({"claim": named, "published": saved["published"].map(number), "measured": measured,
+                          "verdict": saved["verdict"]})  # fmt: skip
+    return show(shown).set_table_attributes('class="claims"')
 
 
 def number(value: float | str, digits: int = 3) -> str:

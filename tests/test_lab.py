@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cloudpickle
 import loky
 import numpy as np
 import pandas as pd
@@ -308,6 +309,29 @@ def test_one_training_serves_every_run_that_shares_it(cache):
     run_all("x", runs, progress=False)
     assert runner.missing(runs) == []
     assert len(list((cache / "train").iterdir())) == 3
+
+
+def test_runs_that_wait_for_no_training_are_jobs_of_their_own(cache):
+    runs = [Run(name, replace(SMALL, sampler={"name": name})) for name in ("ddim", "euler")]
+    assert len(runner.missing(runs)) == 1
+    train(SMALL)
+    assert len(runner.missing(runs)) == 2
+    twice = replace(SMALL, metrics=("kl",), sampler={"name": "ddim"})  # the same sample, another score
+    assert [len(job) for job in runner.missing([*runs, Run("again", twice)])] == [2, 1]
+
+
+def test_the_longest_jobs_start_first(cache):
+    started = []
+
+    class Noting(ThreadPoolExecutor):
+        def submit(self, function, payload):
+            started.append(cloudpickle.loads(payload)[2])
+            return super().submit(lambda: None)
+
+    brief, long = (replace(SMALL, training=Training(n_steps=n, batch_size=64)) for n in (1, 9_000))
+    with Noting(1) as executor:
+        runner.compute([Run("brief", brief), Run("long", long)], executor)
+    assert [runs[0].variant for runs in started if runs] == ["long", "brief"]
 
 
 def test_a_failed_run_is_named_and_the_others_can_go_on(cache):

@@ -5,6 +5,8 @@ results lie in the store. So an executor may be a pool of this machine's cores o
 next call computes what is missing, and a training goes on from its checkpoint.
 """
 
+import ast
+import math
 import os
 import signal
 import threading
@@ -13,6 +15,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -29,6 +32,8 @@ from ddpmlab.lab import store as stores
 from ddpmlab.lab.config import Experiment
 from ddpmlab.lab.scores import SCORES
 from ddpmlab.lab.store import Store
+from ddpmlab.networks import NETWORKS, flop
+from ddpmlab.samplers import SAMPLERS
 
 COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
@@ -166,14 +171,38 @@ def _is_there(run: Run, store: Store) -> bool:
 
 
 def missing(runs: Iterable[Run], store: Store | None = None) -> list[list[Run]]:
-    """The jobs that are still to be computed: runs grouped by the training that they share."""
+    """The jobs that are still to be computed: runs that wait for one training, or that score one sample, together."""
     store, jobs = store or stores.default(), {}
     for run in runs:
         if not _is_there(run, store):
-            network = run.config.denoiser == "network"
-            key = stages.train_key(run.config) if network else stages.sample_key(run.config, None)
+            key = (
+                stages.train_key(run.config)
+                if _untrained(run.config, store)
+                else stages.sample_key(run.config, run.step)
+            )
             jobs.setdefault(key, []).append(run)
     return list(jobs.values())
+
+
+def _untrained(config: Experiment, store: Store) -> bool:
+    """Whether a config's training is still to be done."""
+    needed = config.denoiser == "network" and config.weights is None
+    return needed and not store.has("train", stages.train_key(config))
+
+
+def _sampling(config: Experiment) -> float:
+    """Seconds that a run takes beside its training, on one core of 100 GFLOP a second; at least one."""
+    if config.denoiser != "network":
+        return 1.0
+    nfe = SAMPLERS.build(config.sampler).nfe(config.make_schedule()) * (2 if config.guidance not in (None, 1.0) else 1)
+    shape = config.data.shape
+    values = config.n_samples * nfe * math.prod(shape)
+    return max(1.0, config.n_samples * nfe * _flop(str(config.network), shape) / 1e11) if values > 1e7 else 1.0
+
+
+@lru_cache
+def _flop(network: str, shape: tuple[int, ...]) -> int:
+    return flop(NETWORKS.build(ast.literal_eval(network), shape=shape))
 
 
 def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None = None) -> list[float]:
@@ -181,7 +210,7 @@ def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None
 
     A step costs what it cost, in the median, in trainings among `runs` of the same network on the same dataset in
     batches of the same size; where there is none, what a step of any of them did. Sampling and scoring count as one
-    second a run.
+    second a run, or what a network for pictures takes.
 
     Args:
         jobs: see `missing`.
@@ -203,8 +232,8 @@ def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None
     usual = median([pace for found in paces.values() for pace in found] or [1e-3])
     seconds = []
     for job in jobs:
-        config, found = job[0].config, float(len(job))
-        if config.denoiser == "network" and config.weights is None and not store.has("train", stages.train_key(config)):
+        config, found = job[0].config, sum(_sampling(run.config) for run in job)
+        if _untrained(config, store):
             steps = config.training.options(config.training.n_points or config.data.n_train).n_steps
             found += steps * median(paces.get(kind(config), [usual]))
         seconds.append(found)
@@ -276,7 +305,8 @@ def compute(
     try:
         for pair in references:
             futures[executor.submit(_work, payload([], pair))] = []
-        for job, needed in zip(jobs, expected(jobs, runs, store) if progress else [1.0] * len(jobs), strict=True):
+        costs = expected(jobs, runs, store) if progress else [1.0] * len(jobs)
+        for job, needed in sorted(zip(jobs, costs, strict=True), key=lambda pair: -pair[1]):  # no long one at the end
             futures[future := executor.submit(_work, payload(job))] = job
             seconds[future] = needed
         # a job counts by its expected seconds, so that the time left is an estimate

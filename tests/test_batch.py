@@ -112,6 +112,7 @@ def interrupt(process, how):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_leaves_the_last_good_page_and_goes_on(project):
     """SIGTERM while it trains, then Ctrl-C while the notebook runs, then to the end."""
     long, store = ("tiny", "-p", "n_steps", "12000", "-p", "n_seeds", "1"), project / "store"
@@ -138,6 +139,7 @@ def test_a_run_that_is_interrupted_leaves_the_last_good_page_and_goes_on(project
     assert not list(book(project).glob(".publishing-*"))
 
 
+@pytest.mark.slow
 def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project):
     full = run(project, "tiny", limit=4_000)
     out, err = full.communicate(timeout=600)

@@ -82,6 +82,7 @@ def kill(process):
         return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "nanny", "scheduler", "client"])
 def test_whatever_is_killed_a_second_run_gives_the_serial_table(tmp_path, serial, victim):
     expected, config = serial

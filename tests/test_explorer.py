@@ -973,6 +973,7 @@ def _answering(lab, log: Path) -> str:
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.slow
 def test_a_live_jupyterlab_shows_it_and_exchanges_state_both_ways(tmp_path, open_page):
     pytest.importorskip("jupyterlab", reason="a live test needs: pip install 'ddpmlab[book]'")
     pytest.importorskip("anywidget", reason="a live test needs: pip install 'ddpmlab[book]'")

@@ -359,6 +359,7 @@ print(table[table.metric == "emd_128"].value.sum())
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_runs_parts_of_its_own(tmp_path):
     """Its processes do not import it again, know its parts, and an edited part is another part."""
     script, values = tmp_path / "script.py", []
@@ -381,6 +382,7 @@ run_all("long", {"a": config}, range(2), progress=False)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_to_the_parent_alone_stops_everything(tmp_path, how):
     environment = {**os.environ, "DDPMLAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}

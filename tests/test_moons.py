@@ -53,6 +53,7 @@ def test_the_reports_columns_are_its_arithmetic_on_its_points():
     assert (found["c2st_accuracy_published"], found["c2st_roc_published"]) == tuple(test)
 
 
+@pytest.mark.slow
 def test_scores_of_samples_go_with_those_of_pairs(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
     config = Experiment(

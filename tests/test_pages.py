@@ -299,6 +299,7 @@ def test_every_study_of_the_book_shows_pictures_with_words_and_numbers(site):
     assert (site / "_static" / "mathjax" / "tex-chtml.js").exists()
 
 
+@pytest.mark.slow
 def test_a_real_study_runs_from_its_template(tmp_path):
     """The quick profile of one of the book's own notebooks, in a kernel: page, table, claims, glued numbers."""
     book, project = tmp_path / "book", Project(ROOT)

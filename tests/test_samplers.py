@@ -328,6 +328,7 @@ def test_sampling_repeats_and_trajectories_are_what_is_kept():
     assert sampler.sample(exact, 31, batch_size=8).shape == (31, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n"), [("sin_5_5", 4_000), ("helix", 10_000), ("two_moons", 10_000)])
 def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name, n):
     """Energy distance, 199 permutations; the same test rejects pure noise. The surface's quadrature is dear."""
@@ -340,6 +341,7 @@ def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name
     assert permutation_test(noise(2_000, dim=law.dim), law.sample(2_000, 2)).p_value == 1 / 200
 
 
+@pytest.mark.slow
 def test_a_million_samples_of_a_default_model_hold_no_point_outside_6_sd():
     """The model of the README's example, at half its training."""
     law = data.make("two_moons").standardised()

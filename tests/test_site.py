@@ -77,7 +77,7 @@ def invisible(answer: dict) -> list[dict]:
 SHARES = 6
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize("share", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, SHARES))])
 def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium, share):
     """At two widths and in light and dark: console, requests, names of pictures, overflow, axe."""
     Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'ddpmlab[dev]'").Axe
@@ -301,6 +301,7 @@ def test_status_lists_every_page(site):
         assert note["commit"] in text
 
 
+@pytest.mark.slow
 def test_the_pdf_has_every_page_and_figure_and_its_links_work(site, chromium, tmp_path):
     printed = pdf.print_book(site, ROOT / "book", tmp_path / "book.pdf", chromium).read_bytes()
     places = pdf.destinations(printed)

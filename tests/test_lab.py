@@ -294,6 +294,17 @@ def test_the_tidy_table_keeps_the_contract(cache, capsys):
     assert emd.value.iloc[-1] == alone["emd_128"]
 
 
+def test_a_released_pool_leaves_nothing_of_the_system_s_behind(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from ddpmlab.lab import runner\n"
+        "def bar(n):\n    from tqdm import tqdm\n    return sum(tqdm(range(n), disable=True))\n"
+        "if __name__ == '__main__':\n    print(list(runner.pool(1).map(bar, [4])))\n    runner.release()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[6]\n", "")
+
+
 def test_any_executor_gives_the_same_table(cache):
     config = replace(SMALL, training=Training(n_steps=20, batch_size=64))
     with ThreadPoolExecutor(2) as threads:

@@ -79,6 +79,7 @@ def _start_worker() -> None:
     """One thread: bits that do not depend on the number of cores; an end with the parent; interrupts are its affair."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, left over when a worker is ended
     parent = os.getppid()
 
     def watch():

@@ -282,7 +282,8 @@ def _two_moons() -> dict[str, Row | Relative]:
     seconds = "34K, rungs 1 to 3", "50K, rungs 4 and 5", "134K, rung 6"
     rows["moons-time-larger"] = Relative(page, page, "seconds_step", seconds[1], seconds[0], -100, 25)
     rows["moons-time-residual"] = Relative(page, page, "seconds_step", seconds[2], seconds[1], 1, -1)
-    rows["moons-gradient-end"] = Row(page, page, ((1, "gradient_end", "linear betas"),), less=1)
+    for end in ("start", "end"):
+        rows[f"moons-gradient-{end}"] = Row(page, page, ((1, f"gradient_{end}", "linear betas"),), less=1)
     rows["moons-gradient-cosine"] = Relative(page, page, "gradient_variance", "cosine betas", "linear betas")
     networks = "larger MLP, weighted", "larger MLP, unweighted"
     rows["moons-gradient-snr"] = Relative(page, page, "gradient_spread", *networks)

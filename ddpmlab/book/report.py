@@ -102,7 +102,7 @@ def claim(
     mean, low, high = mean_interval(values)
     low, high = mean - math.hypot(mean - low, 1.96 * error), mean + math.hypot(high - mean, 1.96 * error)
     verdict = verdict or ("reproduced" if low > 0 else "not reproduced" if high < 0 else "not resolved")
-    found = dict(zip(CLAIM_COLUMNS, (id, source, claim, published, f"{mean:.3g}", low, high), strict=False))
+    found = dict(zip(CLAIM_COLUMNS, (id, source, claim, published, f"{mean:.6g}", low, high), strict=False))
     return found | {"verdict": verdict, **{k: v for k, v in (("dataset", dataset), ("metric", metric)) if v}}
 
 

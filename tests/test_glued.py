@@ -22,7 +22,7 @@ def test_every_glued_number_is_found_in_a_table_or_declared(answers):
 
 def test_the_check_is_sharp_enough_to_notice_a_number_left_behind(answers):
     found, sharp = (sum(len(getattr(a, kind)) for a in answers.values()) for kind in ("found", "sharp"))
-    assert found > 300
+    assert found > 250
     assert sharp > 0.4 * found  # the rest are counts, parameters and texts of one or two digits
 
 

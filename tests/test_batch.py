@@ -163,6 +163,7 @@ def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project)
     assert not list(book(project).glob(".publishing-*"))
 
 
+@pytest.mark.slow
 def test_a_study_without_its_data_is_named_and_the_others_go_on(project):
     process = run(project)
     out, err = process.communicate(timeout=600)

@@ -142,6 +142,7 @@ def test_points_at_infinity_are_counted_and_left_out(cache, monkeypatch):
     assert 80 < values["emd_128"] < 130
 
 
+@pytest.mark.slow
 def test_every_score_of_the_contract_runs(cache):
     config = replace(SMALL, metrics=("kl", "nll_gap", "nll_gap_train", "energy_distance"), n_samples=5_000)
     table = run_all("all", {"small": config}, seeds=[0], progress=False).set_index("metric")

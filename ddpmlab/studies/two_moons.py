@@ -39,7 +39,7 @@ STEPS = {
     "5.2 weighting with EMA": ("4_larger_mlp", "5.2_snr_weighting_ema"),
     "6 residual blocks": ("4_larger_mlp", FINAL),
 }
-"""The report's modifications: the rung that each is judged against, and its own."""
+"""The rung that each of the report's modifications is judged against, and its own."""
 
 
 def ladder(

@@ -554,6 +554,18 @@ def test_what_jobs_should_take_is_told_by_the_pace_of_their_like(cache):
     assert runner.expected(jobs, every) == pytest.approx([11.0, 201.0, 106.0, 3.0])
 
 
+def test_sampling_pictures_is_told_by_its_flop_and_guidance_doubles_it():
+    plain = Experiment(
+        "fashion_mnist", network={"name": "mlp", "hidden": [1_000, 1_000]}, weights="fashion_unet", n_samples=20_000,
+        sampler={"name": "ddim", "n_steps": 10}, guidance=1.0, metrics=(),
+    )  # fmt: skip
+    products = 2 * (785 * 1_000 + 1_000 * 1_000 + 1_000 * 784)  # of the pixels and the time, and of two layers more
+    jobs = [[Run("x", config)] for config in (plain, replace(plain, guidance=2.0), replace(plain, n_samples=10))]
+    one = 20_000 * 10 * products / 1e11
+    assert one > 5
+    assert runner.expected(jobs, []) == pytest.approx([one, 2 * one, 1.0])
+
+
 def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
     first, second = pool(2), pool(1)
     assert first.submit(divmod, 7, 2).result() == second.submit(divmod, 7, 2).result() == (3, 1)

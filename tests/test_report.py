@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from scipy import stats
 
 from ddpmlab.book import report
@@ -81,3 +82,9 @@ def test_values_and_bounds_are_those_of_the_rows_asked_for():
         report.per_seed(table, "helix", "kl", "b")
     with pytest.raises(ValueError, match="no floor"):
         report.bounds(table, "helix", "kl")
+
+
+def test_a_table_of_claims_is_one_that_styles_know(tmp_path):
+    shown = report.show_claims([report.claim("a", "source", "claim", "1", np.array([1.0, 1.2]))], tmp_path, "page")
+    assert 'class="claims"' in shown.to_html()
+    assert "table.claims" in (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")

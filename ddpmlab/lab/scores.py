@@ -164,6 +164,7 @@ for _n, _names in ((10_000, images.SCORES), (2_048, _FEW), (500, _FEW)):
 for _name, _score in {
     "emd_128": Score(calibration.emd_total, 128, repeats=50, calibration_repeats=200),
     "course_nll": Score(metrics.course_nll, 5_000),
+    "course_nll_500": Score(metrics.course_nll, 500),
     "energy_distance": Score(metrics.energy_distance, 5_000, test="energy_distance"),
     "sliced_wasserstein": Score(metrics.sliced_wasserstein, 5_000),
     "mmd2": Score(metrics.mmd2, 5_000, test="mmd2"),

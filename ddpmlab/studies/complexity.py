@@ -16,6 +16,7 @@ def complexity(
     n_few_seeds: int,
     exact_seeds: int,
     exact_samples: int,
+    n_samples: int = 5_000,
 ) -> Iterator[Run]:
     """Each network as published, model 3 with dropout, each network in annealed trainings, and the exact denoiser.
 
@@ -27,26 +28,27 @@ def complexity(
         n_seeds: of the report's three networks as published.
         n_few_seeds: of everything else that is trained.
         exact_seeds, exact_samples: of the exact denoiser.
+        n_samples: points of every network.
     """
-    metrics = ("emd_128", "kl", "chain_kl")
+    scored = {"metrics": ("emd_128", "kl", "chain_kl"), "n_samples": n_samples}
     published = Training(epochs=epochs)
     for law in HOMEWORK_LAWS:
         report, others = [], []
         for i, widths in enumerate(hidden, 1):
             network = {"name": "mlp", "hidden": widths}
-            config = recipes.homework(law, network=network, training=published, metrics=metrics)
+            config = recipes.homework(law, network=network, training=published, **scored)
             factors = {"model": i, "dropout": 0.0, "budget": "published"}
             (report if i <= 3 else others).append(Run(f"model={i}", config, None, factors))
         for p in dropouts:
             network = {"name": "mlp", "hidden": hidden[2], "dropout": p}
-            config = recipes.homework(law, network=network, training=published, metrics=metrics)
+            config = recipes.homework(law, network=network, training=published, **scored)
             factors = {"model": 3, "dropout": p, "budget": "published"}
             others.append(Run(f"model=3, dropout {p:g}", config, None, factors))
         for of, i, rate, budgets in rests:
             network = {"name": "mlp", "hidden": hidden[i - 1]}
             for n in budgets if of == law else ():
                 training = recipes.annealed(n, rate)
-                config = recipes.homework(law, network=network, training=training, metrics=metrics)
+                config = recipes.homework(law, network=network, training=training, **scored)
                 factors = {"model": i, "dropout": 0.0, "budget": f"{n} steps", "rate": rate, "steps": n}
                 others.append(Run(f"model={i}, {n} steps", config, None, factors))
         yield from over_seeds(report, range(n_seeds))

@@ -1,6 +1,7 @@
 """Are gains marginal in T? Chains of several lengths as published, at equal terminal SNR, and ending at noise."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from ddpmlab import schedules
 from ddpmlab.lab import Run, Training, limit, over_seeds, recipes
@@ -25,6 +26,7 @@ def diffusion_steps(
     exact_samples: int,
     exact_few_samples: int,
     n_seeds: int,
+    n_samples: int = 5_000,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
     """Model 3 for each T, at the terminal SNR of T = 50, ending at noise, and in few steps; the exact denoiser beside.
@@ -38,9 +40,10 @@ def diffusion_steps(
         longest_chain: the chain's own divergence costs exact posteriors at all T steps; for T up to this.
         exact_steps, exact_samples: lengths at which the exact denoiser is sampled, and how many points.
         exact_few, exact_few_samples: the same for few steps of the longest chain.
-        n_seeds: of every network; the exact denoiser has one.
+        n_seeds, n_samples: of every network; the exact denoiser has one seed.
         fine: a score that resolves what `emd_128` does not.
     """
+    homework = partial(recipes.homework, n_samples=n_samples)
     metrics = tuple(dict.fromkeys(["emd_128", fine]))
     annealed = recipes.annealed(settled_steps)
     homework_snr = schedules.make("linear", n_steps=50, **BETAS).terminal_snr
@@ -59,17 +62,17 @@ def diffusion_steps(
         chains, sampled = [], []
         for n in steps:
             linear = {"name": "linear", "n_steps": n, **BETAS}
-            config = recipes.homework(
+            config = homework(
                 law, schedule=linear, training=Training(epochs=epochs), metrics=(*metrics, *nats(law, n))
             )  # fmt: skip
             chains.append(Run(f"T={n}", config, None, {"T": n, "kind": "as published"}))
         for n in fixed:
-            config = recipes.homework(
+            config = homework(
                 law, schedule=ending(n, homework_snr), training=Training(epochs=epochs), metrics=metrics
             )  # fmt: skip
             chains.append(Run(f"T={n}, fixed SNR", config, None, {"T": n, "kind": "fixed SNR"}))
         for n in settled:
-            config = recipes.homework(
+            config = homework(
                 law, schedule=ending(n, 0.01), parameterisation="v", training=annealed,
                 metrics=(*metrics, *nats(law, n)),
             )  # fmt: skip
@@ -77,7 +80,7 @@ def diffusion_steps(
         longest = max(settled)
         for solver in ("ddpm", "dpmpp_2m"):
             for k in few:
-                config = recipes.homework(
+                config = homework(
                     law, schedule=ending(longest, 0.01), parameterisation="v", training=annealed, metrics=metrics,
                     sampler={"name": solver, "n_steps": k},
                 )  # fmt: skip

@@ -17,6 +17,7 @@ def epochs(
     other_schedules: list[str],
     other_epochs: list[float],
     n_other_seeds: int,
+    n_samples: int = 5_000,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
     """Model 3 after each number of epochs, the exact denoiser in its place, and other chains trained for longer too."""
@@ -26,14 +27,14 @@ def epochs(
     others = {f"T={n}": {"name": "linear", "n_steps": n, **BETAS} for n in other_steps}
     others |= {f"schedule={name}": {"name": name} for name in other_schedules}
     for law in HOMEWORK_LAWS:
-        config = recipes.homework(law, training=training, metrics=metrics)
+        config = recipes.homework(law, training=training, metrics=metrics, n_samples=n_samples)
         n = config.data.n_train
         runs = [Run(f"epochs={e:g}", config, training.step_of(e, n), {"epochs": e}) for e in epochs]
         yield from over_seeds(runs, range(n_seeds))
         yield from over_seeds([Run(EXACT, limit(config, "exact", exact_samples))], range(exact_seeds))
         runs = []
         for name, schedule in others.items():
-            config = recipes.homework(law, schedule=schedule, training=longer)
+            config = recipes.homework(law, schedule=schedule, training=longer, n_samples=n_samples)
             for e in other_epochs:
                 step, factors = longer.step_of(e, n), {"epochs": e, "other": name}
                 runs.append(Run(f"{name}, epochs={e:g}", config, step, factors))

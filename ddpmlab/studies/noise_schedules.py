@@ -1,6 +1,7 @@
 """Which noise schedule? The report's five as published and repaired, settled, and its grid of lbeta and ubeta."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from ddpmlab import schedules
 from ddpmlab.lab import Run, Training, limit, over_seeds, recipes
@@ -29,7 +30,9 @@ def noise_schedules(
     exact_samples: int,
     n_seeds: int,
     n_grid_seeds: int,
+    n_samples: int = 5_000,
     fine: str = "energy_distance",
+    nll: str = "course_nll",
 ) -> Iterator[Run]:
     """Every schedule as published, some predicting v, the cosine with a smaller last beta, the settled, pairs, a grid.
 
@@ -44,8 +47,11 @@ def noise_schedules(
         in_nats: laws whose divergences are computed.
         exact_samples: points of the exact denoiser, one seed.
         n_seeds, n_grid_seeds: of every network, and of a cell of the grid.
+        n_samples: points of every network.
         fine: a score that resolves what `emd_128` does not.
+        nll: the course's negative log-likelihood, at the size that is wanted.
     """
+    homework = partial(recipes.homework, n_samples=n_samples)
     metrics = tuple(dict.fromkeys(["emd_128", fine]))
     published = Training(epochs=epochs)
 
@@ -60,34 +66,34 @@ def noise_schedules(
         runs, held = [], []
         nats = ("kl", "chain_kl") if law in in_nats else ()
         for name in PUBLISHED:
-            config = recipes.homework(
-                law, schedule={"name": name}, training=published, metrics=(*metrics, "course_nll", *nats)
+            config = homework(
+                law, schedule={"name": name}, training=published, metrics=(*metrics, nll, *nats)
             )  # fmt: skip
             held.append(Run(f"schedule={name}", config, None, {"schedule": name, "kind": "as published"}))
         for name in predicting_v:
-            config = recipes.homework(
+            config = homework(
                 law, schedule={"name": name}, parameterisation="v", training=published, metrics=(*metrics, *nats)
             )  # fmt: skip
             runs.append(Run(f"schedule={name}, predicting v", config, None, {"schedule": name, "kind": "predicting v"}))
-        config = recipes.homework(
+        config = homework(
             law, schedule={"name": "cosine", "max_beta": last_beta}, training=published, metrics=(*metrics, *nats)
         )  # fmt: skip
         factors = {"schedule": "cosine", "kind": "smaller last beta"}
         held.append(Run("schedule=cosine, smaller last beta", config, None, factors))
         for name, part in parts(settled, raised).items():
-            config = recipes.homework(
+            config = homework(
                 law, schedule=part, parameterisation="v", training=recipes.annealed(settled_steps),
                 metrics=(*metrics, *nats),
             )  # fmt: skip
             runs.append(Run(f"schedule={name}, settled", config, None, {"schedule": name, "kind": "settled"}))
         for lbeta, ubeta in pairs if law == "sin_5_5" else ():
-            config = recipes.homework(law, schedule=betas(lbeta, ubeta), training=published)
+            config = homework(law, schedule=betas(lbeta, ubeta), training=published)
             factors = {"kind": "pair", "lbeta": lbeta, "ubeta": ubeta}
             held.append(Run(f"pair lbeta={lbeta:g};ubeta={ubeta:g}", config, None, factors))
         grid = [
             Run(
                 f"lbeta={lbeta:g};ubeta={ubeta:g}",
-                recipes.homework(law, schedule=betas(lbeta, ubeta), training=published), None,
+                homework(law, schedule=betas(lbeta, ubeta), training=published), None,
                 {"kind": "grid", "lbeta": lbeta, "ubeta": ubeta},
             )
             for lbeta in (grid_lbeta if law == "sin_5_5" else ())

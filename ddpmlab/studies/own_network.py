@@ -75,6 +75,8 @@ def own_network(
     epochs: list[int],
     n_seeds: int,
     n_few_seeds: int,
+    n_samples: int = 5_000,
+    nll: str = "course_nll",
 ) -> Iterator[Run]:
     """Tables 1, 3, 5, 7 and 8 with a noise prediction that cannot be negative; 1, 5 and 8 with a linear output too.
 
@@ -84,6 +86,8 @@ def own_network(
         epochs: rows of table 1; all other tables are trained for the first.
         n_seeds: of tables 5 and 8 with the time as an input and a ReLU behind the output.
         n_few_seeds: of everything else.
+        n_samples: points of every network.
+        nll: the course's negative log-likelihood, at the size that is wanted.
     """
     usual, long = Training(epochs=epochs[0]), Training(epochs=max(epochs), keep_epochs=tuple(epochs))
     for title, time in TIMES.items():
@@ -91,7 +95,7 @@ def own_network(
 
         def add(runs, table, row, law, output="relu", hidden=MODELS[-1], training=usual, step=None, **changes):
             own = network(time, output, hidden)  # noqa: B023
-            config = recipes.homework(law, network=own, training=training, **changes)
+            config = recipes.homework(law, network=own, training=training, n_samples=n_samples, **changes)
             behind = next(name for name, value in OUTPUTS.items() if value == output)
             factors = {"table": table, "row": row, "input": title, "output": behind}  # noqa: B023
             runs.append(Run(f"table {table}: {row}, {title}, {behind}", config, step, factors))  # noqa: B023
@@ -99,7 +103,7 @@ def own_network(
         for law in HOMEWORK_LAWS:
             for (table, row), part in chains(steps, pairs if law == "sin_5_5" else [], schedules).items():
                 if table == 7:
-                    add(few, table, row, law, schedule=part, metrics=("emd_128", "course_nll"))
+                    add(few, table, row, law, schedule=part, metrics=("emd_128", nll))
                 else:
                     add(many, table, row, law, schedule=part)
                     if time == "scalar" or part.get("n_steps") in control_steps:

@@ -12,7 +12,9 @@ NETWORKS = {
 RATES = {"sin_5_5": 2e-3, "helix": 3e-3}
 
 
-def config(law: str, n_steps: int, n_points: int | None, fine: str = "energy_distance") -> Experiment:
+def config(
+    law: str, n_steps: int, n_points: int | None, fine: str = "energy_distance", n_samples: int = 5_000
+) -> Experiment:
     """The recipe at a budget, on `n_points` drawn afresh or on the training split."""
     training = recipes.annealed(
         n_steps, RATES[law], n_points=n_points, weighting="edm", times="log-normal", log_normal=(-1.8, 1.4)
@@ -25,6 +27,7 @@ def config(law: str, n_steps: int, n_points: int | None, fine: str = "energy_dis
         training=training,
         sampler={"name": "dpmpp_2m", "n_steps": 40},
         metrics=tuple(dict.fromkeys(["emd_128", fine, "kl"])),
+        n_samples=n_samples,
     )
 
 
@@ -37,6 +40,7 @@ def settled(
     n_trend_seeds: int,
     exact_seeds: int,
     exact_samples: int,
+    n_samples: int = 5_000,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
     """The trend over budgets with few seeds, the chosen budget with all, and the exact denoiser."""
@@ -45,9 +49,8 @@ def settled(
         for source, points in (("drawn afresh", n_points), ("training split", None)):
             for n in budgets[law]:
                 if points or n == best:
-                    run = Run(
-                        f"{n} steps, {source}", config(law, n, points, fine), None, {"steps": n, "points": source}
-                    )  # fmt: skip
+                    part, factors = config(law, n, points, fine, n_samples), {"steps": n, "points": source}
+                    run = Run(f"{n} steps, {source}", part, None, factors)
                     yield from over_seeds([run], range(n_seeds if points and n == best else n_trend_seeds))
-        perfect = limit(config(law, best, n_points, fine), "exact", exact_samples)
+        perfect = limit(config(law, best, n_points, fine, n_samples), "exact", exact_samples)
         yield from over_seeds([Run(EXACT, perfect)], range(exact_seeds))

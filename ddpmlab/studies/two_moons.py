@@ -43,9 +43,15 @@ STEPS = {
 
 
 def ladder(
-    ladder_steps: int, kept_steps: list[int], n_samples: int, report_sampler_steps: int, metrics: list[str]
+    ladder_steps: int,
+    kept_steps: list[int],
+    n_samples: int,
+    report_sampler_steps: int,
+    metrics: list[str],
+    chain_steps: int,
 ) -> dict[str, Experiment]:
     """The report's rungs by name, and what its rung 5.1 has to be compared with."""
+    linear, cosine = ({**part, "n_steps": chain_steps} for part in (LINEAR, COSINE))
     training = Training(
         n_steps=ladder_steps, keep_steps=tuple(kept_steps), batch_size=512, learning_rate=1e-3, optimiser="adamw",
         grad_clip=1.0, ema_decay=0.999,
@@ -58,15 +64,15 @@ def ladder(
         )  # fmt: skip
 
     return {
-        "baseline": rung(LINEAR, SMALL, average=False, sampler="euler"),
-        "1_ddpm": rung(LINEAR, SMALL, average=False),
-        "2_ema": rung(LINEAR, SMALL),
-        "3_cosine": rung(COSINE, SMALL),
-        "4_larger_mlp": rung(COSINE, LARGE),
-        "5.1_snr_weighting_no_ema": rung(COSINE, LARGE, average=False, weighting="snr+1 inverse"),
-        "5.2_snr_weighting_ema": rung(COSINE, LARGE, weighting="snr+1 inverse"),
-        FINAL: rung(COSINE, RESIDUAL),
-        CONTROL: rung(COSINE, LARGE, average=False),
+        "baseline": rung(linear, SMALL, average=False, sampler="euler"),
+        "1_ddpm": rung(linear, SMALL, average=False),
+        "2_ema": rung(linear, SMALL),
+        "3_cosine": rung(cosine, SMALL),
+        "4_larger_mlp": rung(cosine, LARGE),
+        "5.1_snr_weighting_no_ema": rung(cosine, LARGE, average=False, weighting="snr+1 inverse"),
+        "5.2_snr_weighting_ema": rung(cosine, LARGE, weighting="snr+1 inverse"),
+        FINAL: rung(cosine, RESIDUAL),
+        CONTROL: rung(cosine, LARGE, average=False),
     }
 
 
@@ -173,6 +179,7 @@ def two_moons(
     n_samples: int,
     report_sampler_steps: int,
     metrics: list[str],
+    chain_steps: int,
     budgets: list[int],
     ablation_steps: int,
     n_many: int,
@@ -185,7 +192,7 @@ def two_moons(
 ) -> Iterator[Run]:
     """The ladder, a perfect sampler and the last rung's repair; the recipe at each budget, on many points, in few
     evaluations; its ablation; its noise levels."""
-    rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics)
+    rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics, chain_steps)
     runs = [Run(name, config, None, {"part": "ladder"}) for name, config in rungs.items()]
     sampler = {"name": "ddpm", "n_steps": report_sampler_steps - 1, "spacing": "leading"}  # from t = T - 1 on
     own = tuple(metric for metric in (distance(metrics), "two-moons-report") if metric in metrics)

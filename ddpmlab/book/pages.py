@@ -28,6 +28,7 @@ import pandas as pd
 import yaml
 
 from ddpmlab import studies
+from ddpmlab.book import cost
 from ddpmlab.data import DataUnavailable, FashionMNIST, fashion_mnist
 from ddpmlab.files import atomic
 from ddpmlab.lab import source, stages
@@ -35,6 +36,7 @@ from ddpmlab.lab import store as stores
 
 PROFILES = ("quick", "colab", "full")
 TIME_LIMIT = 6 * 3_600
+_READ = "read.txt"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -410,7 +412,7 @@ def run_study(
             made = project.study(study, parameters)
             provenance = {
                 "profile": profile, "commit": commit, "date": state["started"][:10], "seconds": round(seconds, 1),
-                "core_seconds": round(made.status().seconds if made else seconds, 1),
+                "core_seconds": round(cost.seconds(folder / _READ, made), 1),
                 "fingerprint": fingerprint(project, study, parameters),
             }  # fmt: skip
             publish(study, notebook, produced, book, provenance)
@@ -462,10 +464,11 @@ def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
     The process has a group of its own, which is ended after `limit` seconds and with this one's interrupt.
     """
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), str(job)]
+    environment = _environment() | {cost.VARIABLE: str(cwd / _READ)}
     with open(log, "ab") as out:
         before = log.stat().st_size
         process = subprocess.Popen(
-            command, env=_environment(), stdin=subprocess.DEVNULL, stderr=out, cwd=cwd, start_new_session=True
+            command, env=environment, stdin=subprocess.DEVNULL, stderr=out, cwd=cwd, start_new_session=True
         )
         _running[process] = None
         try:
@@ -507,11 +510,15 @@ def interrupt() -> None:
 def render(book: Path, config: Path, output: Path) -> Path:
     """Render the book's pages as they are, running nothing, and return the path of `index.html`.
 
+    What an earlier rendering left there is removed first: a page that is no longer in the book does not stay on.
+
     Raises:
         StudyError: the book has warnings; they are printed.
     """
     book, config, output = (path.resolve() for path in (book, config, output))  # it changes folder on its way
     recover(book)
+    html = output / "_build" / "html"
+    shutil.rmtree(html, ignore_errors=True)
     command = [
         *(sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book)),
         *("--config", str(config), "--toc", str(book / "_toc.yml"), "--path-output", str(output)),
@@ -519,7 +526,7 @@ def render(book: Path, config: Path, output: Path) -> Path:
     ]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
         raise StudyError("the book did not build without warnings; see above")
-    return output / "_build" / "html" / "index.html"
+    return html / "index.html"
 
 
 def chosen(project: Project, names: Sequence[str]) -> list[str]:

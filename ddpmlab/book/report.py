@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ddpmlab.book import cost
 from ddpmlab.book.plotting import LAW_TITLES
 from ddpmlab.files import atomic
 from ddpmlab.lab.runner import COLUMNS
@@ -21,6 +22,8 @@ from ddpmlab.studies import Study
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
 SCORE_COLUMNS = ("dataset", "metric")
 VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")
+
+cost.record()  # every page imports this module before it reads from the store
 
 
 def published(source: str, table: str | int) -> pd.DataFrame:

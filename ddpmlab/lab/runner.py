@@ -5,7 +5,6 @@ results lie in the store. So an executor may be a pool of this machine's cores o
 next call computes what is missing, and a training goes on from its checkpoint.
 """
 
-import ast
 import math
 import os
 import signal
@@ -15,7 +14,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -197,13 +195,10 @@ def _sampling(config: Experiment) -> float:
         return 1.0
     nfe = SAMPLERS.build(config.sampler).nfe(config.make_schedule()) * (2 if config.guidance not in (None, 1.0) else 1)
     shape = config.data.shape
-    values = config.n_samples * nfe * math.prod(shape)
-    return max(1.0, config.n_samples * nfe * _flop(str(config.network), shape) / 1e11) if values > 1e7 else 1.0
-
-
-@lru_cache
-def _flop(network: str, shape: tuple[int, ...]) -> int:
-    return flop(NETWORKS.build(ast.literal_eval(network), shape=shape))
+    if config.n_samples * nfe * math.prod(shape) < 1e7:  # points, whose networks are not worth building for this
+        return 1.0
+    network = NETWORKS.build(dict(config.network), shape=shape)
+    return max(1.0, config.n_samples * nfe * flop(network) / 1e11)
 
 
 def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None = None) -> list[float]:

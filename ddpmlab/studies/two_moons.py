@@ -42,6 +42,12 @@ STEPS = {
 """The rung that each of the report's modifications is judged against, and its own."""
 
 
+def chains(n_steps: int) -> dict[str, dict]:
+    """The two noising chains by name; a shorter linear one takes larger betas, and so ends at as much noise."""
+    linear = LINEAR | {"n_steps": n_steps, "ubeta": LINEAR["ubeta"] * (LINEAR["n_steps"] / n_steps)}
+    return {part["name"]: part for part in (linear, COSINE | {"n_steps": n_steps})}
+
+
 def ladder(
     ladder_steps: int,
     kept_steps: list[int],
@@ -51,7 +57,7 @@ def ladder(
     chain_steps: int,
 ) -> dict[str, Experiment]:
     """The report's rungs by name, and what its rung 5.1 has to be compared with."""
-    linear, cosine = ({**part, "n_steps": chain_steps} for part in (LINEAR, COSINE))
+    linear, cosine = chains(chain_steps).values()
     training = Training(
         n_steps=ladder_steps, keep_steps=tuple(kept_steps), batch_size=512, learning_rate=1e-3, optimiser="adamw",
         grad_clip=1.0, ema_decay=0.999,

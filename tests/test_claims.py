@@ -94,7 +94,7 @@ class Relative:
         page, law, metric: which rows.
         after, before: the two variants.
         scale, offset: of the effect, scale (after / before - 1) + offset.
-        verdict: as in `Row`.
+        verdict, error: as in `Row`.
     """
 
     page: str
@@ -105,6 +105,7 @@ class Relative:
     scale: float = -100.0
     offset: float = 0.0
     verdict: str | None = None
+    error: tuple[str, str] | None = None
 
     def effect(self, table: list[dict[str, str]]) -> tuple[list[float], float]:
         """One value per seed."""
@@ -115,7 +116,16 @@ class Relative:
 
         after, before = found(self.after), found(self.before)
         assert set(after) == set(before), f"seeds of {self.after} and {self.before}"
-        return [self.scale * (after[k] / before[k] - 1) + self.offset for k in sorted(after)], 0.0
+        values = [self.scale * (after[k] / before[k] - 1) + self.offset for k in sorted(after)]
+        return values, shared_error(table, self.law, self.error)
+
+
+def shared_error(table: list[dict[str, str]], law: str, error: tuple[str, str] | None) -> float:
+    """The standard error in the row of a metric and variant; none if there is no such pair."""
+    if error is None:
+        return 0.0
+    (value,) = (float(r["value"]) for r in table if (r["dataset"], r["metric"], r["variant"]) == (law, *error))
+    return value
 
 
 def change(page: str, law: str, metric: str, plus: str, minus: str, **more) -> Row:
@@ -256,6 +266,7 @@ def _two_moons() -> dict[str, Row | Relative]:
         "mmd": "mmd_published",
         "energy": "energy_distance_published",
         "kl": "chain_kl",
+        "but_last": "chain_kl_but_last",
         "roc": "c2st_roc_published",
     }
     larger, final = "4_larger_mlp", "6_residual_blocks"
@@ -263,7 +274,7 @@ def _two_moons() -> dict[str, Row | Relative]:
     for before, after, sign, claims in (
         ("baseline", "1_ddpm", -1, {"ddpm": "sliced", "ddpm-mmd": "mmd", "ddpm-energy": "energy"}),
         ("1_ddpm", "2_ema", -1, {"ema": "energy", "ema-sliced": "sliced", "ema-mmd": "mmd", "ema-kl": "kl"}),
-        ("2_ema", "3_cosine", -1, {"cosine": "energy", "cosine-kl": "kl"}),
+        ("2_ema", "3_cosine", -1, {"cosine": "energy", "cosine-kl": "kl", "cosine-kl-but-last": "but_last"}),
         ("3_cosine", larger, -1, {"larger": "energy", "larger-sliced": "sliced", "larger-kl": "kl"}),
         (larger, final, -1, {"residual": "energy", "residual-kl": "kl"}),
         ("baseline", final, -1, {f"final-{name}": name for name in ("energy", "sliced", "mmd", "kl")}),
@@ -272,7 +283,9 @@ def _two_moons() -> dict[str, Row | Relative]:
         ("4, without EMA", unaveraged, 1, {"snr-no-ema": "energy", "snr-no-ema-kl": "kl"}),
     ):
         for name, score in claims.items():
-            rows[f"moons-{name}"] = Relative(page, page, scores[score], after, before, 100.0 * sign)
+            by_points = scores[score].startswith("chain_kl")
+            error = (f"{scores[score]}_points_error", f"{before} to {after}") if by_points else None
+            rows[f"moons-{name}"] = Relative(page, page, scores[score], after, before, 100.0 * sign, error=error)
     accuracy = "c2st_accuracy_published"
     rows["moons-snr-c2st"] = Relative(page, page, accuracy, weighted, larger, 100.0, verdict="artefact")
     rows["moons-mmd"] = Row(page, page, ((1, "mmd_published", "perfect sampler"),), verdict="artefact")
@@ -335,8 +348,7 @@ def effect(row: Row | Lead | Relative, table: list[dict[str, str]]) -> tuple[lis
     assert seeds, f"no seeds of {row.terms}"
     less = row.less + (float(next(iter(terms[-1][1].values()))[row.above]) if row.above else 0.0)
     values = [row.scale * (sum(s * float(rows[k]["value"]) for s, rows in terms) - less) for k in sorted(seeds)]
-    error = float(next(iter(found(*row.error).values()))["value"]) if row.error else 0.0
-    return values, error
+    return values, shared_error(table, row.law, row.error)
 
 
 def as_published(page: str) -> bool:
@@ -390,6 +402,9 @@ def test_the_arithmetic_on_numbers_done_by_hand():
     half = [{**row, "variant": "c", "value": str(float(row["value"]) / 2)} for row in table if row["variant"] == "a"]
     assert effect(Relative("p", "helix", "kl", "c", "a"), table + half) == ([50.0, 50.0], 0.0)
     assert effect(Relative("p", "helix", "kl", "c", "a", 1, -1), table + half) == ([-1.5, -1.5], 0.0)
+    shared = Relative("p", "helix", "kl", "c", "a", error=("kl_error", "a to c"))
+    one = {"dataset": "helix", "metric": "kl_error", "variant": "a to c", "seed": "0", "value": "3.5"}
+    assert effect(shared, [*table, *half, one]) == ([50.0, 50.0], 3.5)
 
 
 def test_a_lead_is_over_the_schedule_that_is_best_on_other_seeds():

@@ -145,6 +145,53 @@ def test_a_store_of_one_process_is_refused(monkeypatch):
         pass
 
 
+class Queue:
+    """A client of a scheduler whose worker comes when it was asked for so many times."""
+
+    def __init__(self, asked):
+        self.asked, self.scheduler = asked, type("Scheduler", (), {"address": "tcp://10.255.0.1:8786"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def scheduler_info(self):
+        return {"workers": {} if self.asked else {"a": 1}}
+
+    def wait_for_workers(self, n, timeout):
+        self.asked -= 1
+        if self.asked:
+            from distributed.client import WorkerStartTimeoutError
+
+            raise WorkerStartTimeoutError(0, n, timeout)
+
+    def get_executor(self, **options):
+        return "executor"
+
+
+def test_a_worker_that_a_queue_has_yet_to_start_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr("distributed.Client", lambda **how: Queue(4))
+    monkeypatch.setenv("DDPMLAB_CACHE", "s3://bucket/x")
+    monkeypatch.setattr(cluster.stores, "default_url", lambda: "s3://bucket/x")
+    with cluster.executor(scheduler="tcp://10.255.0.1:8786") as executor:
+        assert executor == "executor"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "no worker at tcp://10.255.0.1:8786 yet, after 0 minutes; waiting"
+
+
+def test_a_folder_as_the_store_of_another_machine_is_warned_of(monkeypatch, tmp_path):
+    monkeypatch.setattr("distributed.Client", lambda **how: Queue(0))
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+    where = "the scheduler tcp://10.255.0.1:8786 is elsewhere"
+    with pytest.warns(UserWarning, match=where), cluster.executor(scheduler="tcp://10.255.0.1:8786"):
+        pass
+    here = ("tcp://127.0.0.1:8786", "tls://localhost:1", "inproc://10.255.0.1/4/5", f"tcp://{socket.gethostname()}:1")
+    assert all(cluster._is_here(address) for address in here)
+
+
 def test_nothing_asked_for_is_this_machine():
     with cluster.executor() as executor:
         assert executor is None

@@ -88,6 +88,37 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
     assert pd.read_csv(book / "results" / "claims.csv").page.tolist() == ["else"]
 
 
+def test_what_a_page_reads_from_the_store_counts_as_its_cost_whenever_it_was_made(notebooks, tmp_path, monkeypatch):
+    """Its own seconds do not; an entry that it reads twice counts once."""
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path / "store"))
+    slow = """
+import time
+from ddpmlab.lab import remembered
+def slow(n):
+    time.sleep(2)
+    return pd.DataFrame({"n": [n]})
+for _ in range(2):
+    x = float(remembered(slow, n=3).n[0])
+"""
+    project, book = notebooks("import pandas as pd", TABLE, slow, "time.sleep(1)"), tmp_path / "book"
+    costs = []
+    for _ in range(2):
+        run(project, book, x=5)
+        costs.append(json.loads((book / "results" / "provenance.json").read_text())["tiny"]["core_seconds"])
+    assert costs[0] == costs[1]
+    assert 2 <= costs[0] < 3
+
+
+def test_rendering_leaves_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    old = tmp_path / "_build" / "_build" / "html" / "studies" / "gone.html"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    monkeypatch.setattr(pages.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 0}))
+    (tmp_path / "book").mkdir()
+    pages.render(tmp_path / "book", ROOT / "_config.yml", tmp_path / "_build")
+    assert not old.exists()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

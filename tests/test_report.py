@@ -60,6 +60,8 @@ def test_numbers_as_pages_print_them():
     assert report.spread([90.0, 94.0]) == "92.0 ± 2.8"
     assert report.spread([900.0, 940.0]) == "920 ± 28"
     assert report.spread([0.012, 0.014]) == "0.013 ± 0.001"
+    assert report.spread([0.12, 0.12, 0.12]) == "0.12 ± 0"  # equal values: the mean keeps its digits
+    assert [report.spread(values) for values in ([0.0, 0.0], [0.0], [90.0], [0.12])] == ["0 ± 0", "0", "90", "0.12"]
 
 
 def test_what_was_chosen_on_some_seeds_is_read_on_another():
@@ -88,3 +90,10 @@ def test_a_table_of_claims_is_one_that_styles_know(tmp_path):
     shown = report.show_claims([report.claim("a", "source", "claim", "1", np.array([1.0, 1.2]))], tmp_path, "page")
     assert 'class="claims"' in shown.to_html()
     assert "table.claims" in (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
+
+
+def test_columns_of_numbers_are_set_flush_right_and_words_flush_left():
+    table = pd.DataFrame({"law": ["helix", "surface"], "n": [1, 2], "KL": ["−0.1 (−0.2 to 0.1)", "< 0.1"],
+                          "what": ["a flaw", "1 flaw"], "value": [1.5, None]})  # fmt: skip
+    styles = [s["selector"] for s in report.show(table).table_styles if "right" in str(s["props"])]
+    assert styles == ["th.col1, td.col1", "th.col2, td.col2", "th.col4, td.col4"]

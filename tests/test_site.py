@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from ddpmlab.book import pdf, sphinx_ext
+from ddpmlab.book import pdf, report, sphinx_ext
 
 RESULTS = ROOT / "book" / "results"
 STATES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
@@ -57,6 +57,22 @@ def test_every_link_inside_leads_somewhere(site):
             if missing:
                 broken.append(f"{page.relative_to(site)}: {link}")
     assert not broken
+
+
+def test_every_page_is_reached_from_the_front_page_and_every_picture_is_on_a_page(site):
+    """What an earlier rendering left behind is neither."""
+    known = {page.resolve(): anchors(page).links for page in pages(site)}
+    todo, reached = [(site / "index.html").resolve()], set()
+    while todo:
+        page = todo.pop()
+        if page in reached or page not in known:
+            continue
+        reached.add(page)
+        todo += [(page.parent / unquote(urlsplit(urldefrag(link)[0]).path)).resolve() for link in known[page] if link]
+    listed = {"genindex.html", "py-modindex.html", "search.html"}  # the search's form leads to the last
+    assert {page.name for page in known.keys() - reached} <= listed
+    text = "".join(page.read_text(encoding="utf-8") for page in pages(site))
+    assert not [path.name for path in (site / "_images").iterdir() if path.name not in text]
 
 
 NAMELESS = """() => [
@@ -136,12 +152,17 @@ def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
     rows = page.locator(".verdicts tbody tr")
     assert rows.count() == len(claims)
     shown = [row.locator("td").all_text_contents() for row in rows.all()]
-    for cells, claim in zip(shown, claims.to_dict("records"), strict=True):
+    order = sphinx_ext.ordered(sphinx_ext.read_claims(RESULTS).values(), sphinx_ext.headlines(ROOT / "book"))
+    for cells, claim in zip(shown, order, strict=True):
         assert cells[1] == claim["verdict"]
         assert cells[2] == sphinx_ext.display(claim["published"])
         assert cells[3].startswith(sphinx_ext.number(claim["measured"]))
         ends = sphinx_ext.limits(RESULTS, claim)
         assert cells[4:6] == ["\N{EN DASH}" if end is None else sphinx_ext.number(f"{end:g}", 2) for end in ends]
+    for row, claim in zip(rows.all(), order, strict=True):
+        link = row.locator("td:nth-child(2) a").get_attribute("href")
+        assert link == f"studies/{claim['page']}.html#verdicts"
+    assert sphinx_ext.totals(order, "in all") in page.locator("article").inner_text()
     # filtered by verdict, then by words
     page.locator(".verdicts-tools select").nth(1).select_option("artefact")
     assert page.locator(".verdicts tbody tr:visible").count() == (claims.verdict == "artefact").sum()
@@ -155,7 +176,7 @@ def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
     for direction in (1, -1):
         page.keyboard.press("Enter")
         texts = page.locator(".verdicts tbody tr td:nth-child(4)").all_text_contents()
-        values = [float(text.split(" ")[0].replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
+        values = [float(text.split()[0].replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
         assert values == sorted(values, reverse=direction < 0)
 
 
@@ -215,8 +236,12 @@ def test_the_front_page_answers_in_at_most_400_words_with_numbers_from_tables(si
     rows = re.findall(r"<tr.*?</tr>", article, re.DOTALL)[1:]
     assert len(questions) == len(rows) >= 11
     for line, row in zip(questions, rows, strict=True):
-        question, study, patterns = (part.strip() for part in line.split("|"))
-        claim = sphinx_ext.chosen_claim(RESULTS, study, patterns.split())
+        question, study, patterns, *more = (part.strip() for part in line.split("|"))
+        claim = sphinx_ext.of_quantity(sphinx_ext.chosen_claim(RESULTS, study, patterns.split()))
+        if more:
+            words = sphinx_ext.short_answer(more[0], claim["verdict"])
+            assert len(words.split()) <= 5
+            assert words in re.sub(r"<[^>]+>", "", row)
         assert question in row
         assert f'href="studies/{study}.html"' in row
         assert claim["verdict"] in row
@@ -239,6 +264,92 @@ def test_the_effect_of_a_claim_is_short():
         "EMD rises with T: rise from T = 10 to 200 (helix)": "rise from T = 10 to 200",
     }
     assert {claim: sphinx_ext.short_effect(claim) for claim in claims} == claims
+
+
+def test_of_a_bar_the_quantity_itself_is_shown():
+    words = "it does: points by which the Fréchet distance left lies below our bar of 1%, n = 10,000"
+    row = {"claim": words, "measured": "-1.2", "ci_low": "-1.4", "ci_high": "-1.0"}
+    assert sphinx_ext.short_effect(words) == "Fréchet distance left, % (bar 1%)"
+    assert sphinx_ext.of_quantity(row) == {"claim": words, "measured": "2.2", "ci_low": "2", "ci_high": "2.4"}
+    words = "made (guided): points by which its share of pairs lies above our bar of 70%"
+    row = {"claim": words, "measured": "-11", "ci_low": "-18", "ci_high": "-4.5"}
+    assert sphinx_ext.of_quantity(row) == {"claim": words, "measured": "59", "ci_low": "52", "ci_high": "65.5"}
+    plain = {"claim": "EMA helps: fall of the MMD, %", "measured": "1"}
+    assert sphinx_ext.of_quantity(plain) is plain
+
+
+def test_an_answer_is_that_of_its_verdict():
+    words = "a little; no: it harms; unclear"
+    found = [sphinx_ext.short_answer(words, verdict) for verdict in report.VERDICTS]
+    assert found == ["a little", "no: it harms", "unclear", "unclear"]
+    assert [sphinx_ext.short_answer("it does", verdict) for verdict in report.VERDICTS] == ["it does"] * 4
+
+
+def test_verdicts_are_in_the_order_of_reports_questions_and_headlines():
+    sources = {
+        "b-10-helix": "homework-report, table 3", "b-10-sin_5_5": "homework-report, table 3",
+        "b-9": "homework-report, question 2", "moons-ema-kl": "two-moons-report", "moons-a": "two-moons-report",
+        "moons-ema": "two-moons-report", "a-more": "homework-report, note to table 5", "a": "homework-report, table 1",
+    }  # fmt: skip
+    rows = [{"id": id, "source": source, "page": "p", "verdict": "reproduced"} for id, source in sources.items()]
+    found = [row["id"] for row in sphinx_ext.ordered(rows, ["a", "moons-ema"])]
+    assert found == ["a", "b-9", "b-10-sin_5_5", "b-10-helix", "a-more", "moons-ema", "moons-ema-kl", "moons-a"]
+    rows[0]["verdict"], rows[1]["verdict"] = "artefact", "not resolved"
+    assert sphinx_ext.totals(rows, "of a report") == (
+        "Of 8 claims of a report 6 are reproduced, 1 is not resolved, 1 is an artefact."
+    )
+
+
+def test_claims_to_take_away_have_floor_and_ceiling(site):
+    rows = sphinx_ext.read_claims(RESULTS)
+    copies = [site / "results" / "claims.csv", *site.glob("_downloads/*/claims.csv")]
+    assert len(copies) == 2
+    assert copies[0].read_bytes() == copies[1].read_bytes()
+    for row in sphinx_ext.read_table(copies[0]):
+        own = rows[row["id"]]
+        assert {name: row[name] for name in own} == own
+        ends = sphinx_ext.limits(RESULTS, own)
+        assert [row["floor"], row["ceiling"]] == ["" if end is None else f"{end:.6g}" for end in ends]
+
+
+def test_no_line_ends_inside_an_interval():
+    text = "1.70 (1.35 to 2.05), 3% (−1 to 2%) and 92.0 ± 2.8, from 1 to 2 (up to 3)"
+    assert sphinx_ext.unbroken(text).replace("\N{NO-BREAK SPACE}", "~") == (
+        "1.70 (1.35~to~2.05), 3% (−1~to~2%) and 92.0~±~2.8, from 1 to 2 (up to 3)"
+    )
+
+
+def test_a_wide_table_on_a_phone_says_so(site, open_page):
+    page = open_page(site / "studies" / "two_moons.html", viewport={"width": 390, "height": 844})
+    page.wait_for_selector(".scroll.wide")
+    for box in page.locator(".scroll").all():
+        wide, marked = box.evaluate("e => [e.scrollWidth > e.clientWidth + 1, e.classList.contains('wide')]")
+        assert wide == marked
+    first = page.locator(".scroll.wide").first
+    assert "swipe" in first.evaluate("e => getComputedStyle(e, '::before').content")
+    first.evaluate("e => e.scrollLeft = e.scrollWidth")
+    page.wait_for_function("() => document.querySelector('.scroll.wide').classList.contains('at-end')")
+    # the long tables are cards
+    for name in ("index", "verdicts", "status"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.locator(".scroll:not(.wide)").count() >= 1
+        assert page.locator(":is(.answers, .verdicts, .provenance) .scroll.wide").count() == 0, name
+
+
+def test_figures_of_a_dark_page_are_dark_and_photographs_stay(site, open_page):
+    page = open_page(site / "studies" / "fashion_mnist.html", color_scheme="dark")
+    filters = {"invert": [], "brightness": []}
+    for image in page.locator("article .cell_output img[src$='.svg']").all():
+        marked, how = image.evaluate("e => [e.hasAttribute('data-photographs'), getComputedStyle(e).filter]")
+        filters["brightness" if marked else "invert"].append(how)
+    assert all(filters.values())
+    assert all(how.startswith(name) for name, found in filters.items() for how in found)
+
+
+def test_private_bases_are_not_shown(site):
+    for page in (site / "api").glob("*.html"):
+        text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"Bases: [^\n]*\b_[A-Z]\w+", text), page.stem
 
 
 def test_studies_offer_their_notebook_and_tables(site):
@@ -299,6 +410,13 @@ def test_status_lists_every_page(site):
     for page, note in json.loads((RESULTS / "provenance.json").read_text()).items():
         assert page.replace("_", " ") in text
         assert note["commit"] in text
+    assert "all pages" in text
+
+
+def test_seconds_of_the_page_alone_are_not_given_for_its_computing():
+    assert sphinx_ext._cost({"seconds": 15.0, "core_seconds": 15.0}) is None
+    assert sphinx_ext._cost({"seconds": 15.0, "core_seconds": 900.0}) == 900.0
+    assert sphinx_ext._cost({}) is None
 
 
 @pytest.mark.slow

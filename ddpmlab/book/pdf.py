@@ -37,7 +37,7 @@ article[id^="api/"] dl.py { font-size: 7.5pt; margin: 0 0 2pt; } article[id^="ap
 article[id^="api/"] section { columns: 2; column-gap: 7mm; } article[id^="api/"] section section { columns: auto; }
 article[id^="api/"] h1, article[id^="api/"] h2, article[id^="api/"] section > p { column-span: all; }
 article[id^="api/"] dl.field-list, article[id^="api/"] dl.py mjx-container { display: none; }
-article[id^="api/"] pre { font-size: 6pt; } article[id^="api/"] p.rubric.module-name { font-size: 10pt; margin-top: 6pt; }
+article[id^="api/"] pre { font-size: 6pt; } article[id^="api/"] section.module > :is(h2, h3, h4) { font-size: 10pt; margin-top: 6pt; }
 .title-page { height: 230mm; display: flex; flex-direction: column; justify-content: center; break-after: page; }
 """  # noqa: E501
 _FOOTER = (

@@ -204,14 +204,17 @@ def interval(values: np.ndarray, digits: int = 2) -> str:
 
 
 def spread(values: np.ndarray, digits: int = 2) -> str:
-    """Mean ± standard deviation of independent values as text, to the decimals of the standard deviation."""
+    """Mean ± standard deviation of independent values as text, to the decimals of the standard deviation.
+
+    Those of the mean where there is none, of one value or of equal ones: `0.12 ± 0`.
+    """
     values = np.asarray(values, dtype=float)
-    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    decimals = min(_decimals(sd if len(values) > 1 else abs(values.mean()), digits), 3)
+    sd = float(values.std(ddof=1)) if len(values) > 1 and np.ptp(values) != 0 else 0.0
+    decimals = min(_decimals(sd or abs(values.mean()), digits), 3)
     if abs(values.mean()) >= 20:  # two or three digits are enough for a score of tens
         decimals = min(decimals, 1 if abs(values.mean()) < 100 else 0)
     mean = _signed(f"{values.mean():,.{decimals}f}")
-    return f"{mean} ± {sd:,.{decimals}f}" if len(values) > 1 else mean
+    return f"{mean} ± {f'{sd:,.{decimals}f}' if sd else 0}" if len(values) > 1 else mean
 
 
 def reproduce(study: Study, profile: str):
@@ -272,18 +275,22 @@ def side_by_side(
 
 
 def show(table: pd.DataFrame, digits: int = 2):
-    """A table for a page: its index as an ordinary first column, headings over their columns, floats rounded."""
-    columns = (
-        {"selector": "th, td", "props": "text-align: right"},
-        {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
-    )
+    """A table for a page: its index as an ordinary first column, headings over their columns, floats rounded.
+
+    A column of numbers is set flush right, one with words flush left, as the first is.
+    """
     if table.index.name or table.index.dtype == object:
         table = table.rename_axis(columns=None).reset_index()
-    return (
-        table.style.hide(axis="index")
-        .format(precision=digits, thousands=",", na_rep="–")
-        .set_table_styles(list(columns))
-    )
+    styles = [{"selector": "th, td", "props": "text-align: left"}]
+    for i in range(1, table.shape[1]):
+        if all(_begins_like_a_number(value) for value in table.iloc[:, i]):
+            styles.append({"selector": f"th.col{i}, td.col{i}", "props": "text-align: right"})
+    return table.style.hide(axis="index").format(precision=digits, thousands=",", na_rep="–").set_table_styles(styles)
+
+
+def _begins_like_a_number(value: Any) -> bool:
+    text = str(value).lstrip()
+    return text[:1].isdigit() or text[:1] in ("-", "\N{MINUS SIGN}", "–", "<", "") or text in ("nan", "None", "<NA>")
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

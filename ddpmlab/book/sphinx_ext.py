@@ -16,6 +16,7 @@ a file too.
 """
 
 import ast
+import base64
 import csv
 import fnmatch
 import importlib
@@ -23,25 +24,29 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+import posixpath
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from html import escape
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape, unescape
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from textwrap import indent
 from types import ModuleType
 
 import click
+import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
+from PIL import Image
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
 from ddpmlab.book.plotting import LAW_TITLES
-from ddpmlab.book.report import number
+from ddpmlab.book.report import VERDICTS, number
 
 log = logging.getLogger(__name__)
 
@@ -215,13 +220,72 @@ def _page_link(study: str, text: str = "") -> str:
     return f"{{doc}}`{text or study.replace('_', ' ')} </studies/{study}>`"
 
 
+_QUESTION_OF_TABLE = {"1": 1, "3": 2, "5": 3, "7": 4, "8": 4}
+"""Which question of the homework a table of its report answers."""
+_LAW_SUFFIX = re.compile(rf"-({'|'.join(LAW_TITLES)})$")
+
+
+def question_of(source: str) -> tuple[str, int]:
+    """Report of a claim's source and which of its questions it is about; 0 if the report has none."""
+    report, _, place = source.partition("-report")
+    named = re.search(r"(question|table) (\d+)", place)
+    if named is None:
+        return report, 0
+    return report, int(named[2]) if named[1] == "question" else _QUESTION_OF_TABLE.get(named[2], 0)
+
+
+def ordered(claims: Iterable[dict[str, str]], headlines: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Claims by report and question, the headlines and what belongs to them first, one claim's laws side by side.
+
+    Args:
+        claims: rows of `claims.csv`.
+        headlines: ids; a claim belongs to the one about the same question that its own id begins with.
+    """
+    claims = list(claims)
+    about = {row["id"]: question_of(row["source"]) for row in claims}
+    first = [(about[id], _LAW_SUFFIX.sub("", id)) for id in headlines if id in about]
+
+    def key(row):
+        stem, own = _LAW_SUFFIX.sub("", row["id"]), about[row["id"]]
+        ranks = [i for i, (of, id) in enumerate(first) if of == own and f"{stem}-".startswith(f"{id}-")]
+        rank = ranks[0] if ranks else len(first)
+        natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", stem)]
+        law = _LAW_SUFFIX.search(row["id"])
+        return *own, rank, row["page"], natural, list(LAW_TITLES).index(law[1]) if law else 0
+
+    return sorted(claims, key=key)
+
+
+def headlines(book: Path) -> list[str]:
+    """Ids of the claims that answer the questions of the front page, in their order there."""
+    index = book / "index.md"
+    text = index.read_text(encoding="utf-8") if index.exists() else ""
+    block = re.search(r"```\{answers\}\n(.*?)```", text, re.DOTALL)
+    found = []
+    for line in block[1].splitlines() if block else ():
+        _, page, patterns = [part.strip() for part in line.split("|")][:3]
+        row = chosen_claim(book / "results", page, patterns.split())
+        found += [row["id"]] if row else []
+    return found
+
+
+def totals(claims: Iterable[dict[str, str]], of: str) -> str:
+    """How many claims have which verdict, as a sentence: `Of 3 claims of X 1 is reproduced, 2 are not resolved.`"""
+    verdicts = [row["verdict"] for row in claims]
+    counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS]
+    parts = [f"{n} {'is' if n == 1 else 'are'} {'an artefact' if n == 1 else 'artefacts'}" if verdict == "artefact" else
+             f"{n} {'is' if n == 1 else 'are'} {verdict}" for n, verdict in counts if n]  # fmt: skip
+    return f"Of {len(verdicts)} claims {of} {', '.join(parts)}." if verdicts else ""
+
+
 class Verdicts(_Table):
     """Every claim: published against measured, interval, floor and ceiling of its score, verdict, evidence."""
 
     def run(self):
-        self.depend("results/claims.csv")
+        self.depend("results/claims.csv", "index.md")
         rows, results = [], self.book / "results"
-        for row in read_claims(results).values():
+        claims = ordered(read_claims(results).values(), headlines(self.book))
+        for row in claims:
             claim, published, measured, interval = (
                 _plain(claim_field(row, field)) for field in ("claim", "published", "measured", "interval")
             )
@@ -233,7 +297,27 @@ class Verdicts(_Table):
             rows.append([claim, verdict, published, measured + between, *ends, report])
             self.depend(f"results/{row['page']}.csv")
         head = ["claim", "verdict, with its evidence", "published", "measured (95% interval)", "floor", "ceiling"]
-        return self.table([*head, "report"], rows)
+        reports = dict.fromkeys(question_of(row["source"])[0] for row in claims)
+        sentences = [totals(claims, "in all")] if len(reports) > 1 else []
+        for report in reports:
+            own = [row for row in claims if question_of(row["source"])[0] == report]
+            sentences.append(totals(own, f"of the {report} report"))
+        return [*self.parsed(" ".join(sentences)), *self.table([*head, "report"], rows)]
+
+
+def _link_evidence(app, doctree, docname: str) -> None:
+    """A verdict's link leads to the section of its page where it is settled, if the page has one of that name."""
+    places: dict[str, str] = {}
+    for table in doctree.findall(lambda n: isinstance(n, nodes.container) and "verdicts" in n.get("classes", [])):
+        for link in table.findall(nodes.reference):
+            address = link.get("refuri", "")
+            page = posixpath.normpath(posixpath.join(posixpath.dirname(docname), address.removesuffix(".html")))
+            if "#" in address or not page.startswith("studies/") or page not in app.env.found_docs:
+                continue
+            if page not in places:
+                ids = {id for section in app.env.get_doctree(page).findall(nodes.section) for id in section["ids"]}
+                places[page] = "#verdicts" if "verdicts" in ids else ""
+            link["refuri"] = address + places[page]
 
 
 def chosen_claim(results: Path, page: str, patterns: list[str]) -> dict[str, str] | None:
@@ -246,32 +330,76 @@ def chosen_claim(results: Path, page: str, patterns: list[str]) -> dict[str, str
     return None
 
 
+_BAR = re.compile(r"points by which (?:the |its )?(.*?) ?lies (below|above) (?:our bar of )?([\d.]+)%")
+
+
 def short_effect(claim: str) -> str:
-    """What a claim measures, in short: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`."""
+    """What a claim measures, in short: `EMA helps: fall of the MMD (ours), %` -> `fall of the MMD, %`.
+
+    Of a distance from a bar it is the quantity itself: `its share lies above our bar of 70%` -> `share, % (bar 70%)`.
+    """
     effect = re.sub(r" ?\([^)]*\)", "", display(claim).rpartition(": ")[2])
+    if bar := _BAR.match(effect):
+        return f"{bar[1]}, % (bar {bar[3]}%)"
     return effect.partition(",")[0] + (", %" if effect.endswith("%") else "")
 
 
+def of_quantity(row: dict[str, str]) -> dict[str, str]:
+    """A claim with measured value and interval of the quantity that it holds to a bar, where it does."""
+    bar = _BAR.match(re.sub(r" ?\([^)]*\)", "", row["claim"].rpartition(": ")[2]))
+    if bar is None:
+        return row
+    sign = 1 if bar[2] == "above" else -1
+    mean, low, high = (float(bar[3]) + sign * float(row[field]) for field in ("measured", *_INTERVAL))
+    ends = dict(zip(_INTERVAL, sorted((low, high)), strict=True))
+    return row | {field: f"{value:.6g}" for field, value in {"measured": mean, **ends}.items()}
+
+
+def short_answer(text: str, verdict: str) -> str:
+    """A question's answer in words: the text, or that of its parts, split by `;`, which belongs to the verdict.
+
+    The parts are for `reproduced`, `not reproduced` and all else, in this order.
+    """
+    parts = [part.strip() for part in text.split(";")]
+    place = VERDICTS.index(verdict) if verdict in VERDICTS else len(parts)
+    return parts[min(place, len(parts) - 1)]
+
+
 class Answers(_Table):
-    """A question a line, `question | page | ids or patterns of the claim that answers it`, as a table with verdicts."""
+    """Questions, one a line, as a table with verdicts: `question | page | claims | answer | effect`.
+
+    The third field has ids of claims or patterns of them, of which the first that fits is taken. The last two may be
+    left out: the answer in words, see `short_answer`, and the name of the effect, which is else taken from the claim.
+    """
 
     has_content = True
 
     def run(self):
         self.depend("results/claims.csv")
-        rows = []
+        rows, dash = [], "\N{EN DASH}"
         for line in self.content:
-            question, page, patterns = (part.strip() for part in line.split("|"))
+            question, page, patterns, answer, effect = [*(part.strip() for part in line.split("|")), "", ""][:5]
             row = chosen_claim(self.book / "results", page, patterns.split())
             link = _page_link(page, question)
             if row is None:
-                rows.append([link, *["\N{EN DASH}"] * 4])
+                rows.append([link, *[dash] * 5])
                 continue
-            effect = _plain(short_effect(row["claim"]))
+            effect = effect or short_effect(row["claim"]) + _law_of(row)
+            row = of_quantity(row)
             published, measured, interval = (_plain(claim_field(row, f)) for f in ("published", "measured", "interval"))
-            between = f" ({interval})" if interval != "\N{EN DASH}" else ""
-            rows.append([link, row["verdict"], effect, published, measured + between])
-        return self.table(["question", "verdict", "effect", "published", "ours (95% interval)"], rows)
+            between = f" ({interval})" if interval != dash else ""
+            words = short_answer(answer, row["verdict"]) or dash
+            rows.append([link, _plain(words), row["verdict"], _plain(effect), published, measured + between])
+        head = ["question", "answer", "verdict", "effect", "published", "ours (95% interval)"]
+        if all(cells[1] == dash for cells in rows):  # no answer is given
+            head, *rows = ([cells[0], *cells[2:]] for cells in (head, *rows))
+        return self.table(head, rows)
+
+
+def _law_of(row: dict[str, str]) -> str:
+    """The law that a claim's words name, behind a comma."""
+    words = display(row["claim"])
+    return next((f", {title}" for title in LAW_TITLES.values() if f"({title})" in words), "")
 
 
 def _duration(seconds: float) -> str:
@@ -281,7 +409,7 @@ def _duration(seconds: float) -> str:
 
 
 class Provenance(_Table):
-    """What was computed, by which code, on what, in how long."""
+    """What was computed, by which code, on what, in how long, and all pages together."""
 
     def run(self):
         self.depend("results/provenance.json")
@@ -293,10 +421,24 @@ class Provenance(_Table):
             if not (self.book / "studies" / f"{page}.ipynb").exists():
                 link = page.replace("_", " ")
             values = [note.get(key, "\N{EN DASH}") for key in ("profile", "date", "commit", "code", "device", "torch")]
-            cost = _duration(note["core_seconds"]) if "core_seconds" in note else "\N{EN DASH}"
+            cost = "\N{EN DASH}" if (found := _cost(note)) is None else _duration(found)
             rows.append([link, *(_plain(str(v)) for v in values), cost, _duration(note.get("seconds", 0.0))])
+        if rows:
+            costs, own = [_cost(note) for note in notes.values()], [note.get("seconds", 0.0) for note in notes.values()]
+            total = "\N{EN DASH}" if None in costs else _duration(sum(costs))
+            rows.append(["all pages", *[""] * 6, total, _duration(sum(own))])
         head = ["page", "profile", "date", "commit", "package", "device", "torch", "computing", "page itself"]
-        return self.table(head, rows)
+        note = (
+            "*Computing* sums what the store keeps of trainings, samples, scores and tables that a page reads, each "
+            "once a page; what several pages share counts for each of them, also in the last row."
+        )
+        return [*self.table(head, rows), *self.parsed(note)] if rows else self.table(head, rows)
+
+
+def _cost(note: dict) -> float | None:
+    """Seconds of computing behind a page; None where they were not counted and the page's own stand for them."""
+    cost = note.get("core_seconds")
+    return None if cost == note.get("seconds") else cost
 
 
 def modules(name: str) -> Iterator[ModuleType]:
@@ -346,6 +488,19 @@ def _skip_member(app, what, name, thing, skip, options) -> bool | None:
     return True if (getattr(thing, "__doc__", "") or "").startswith("Alias for field number") else None
 
 
+def _public_bases(app, name, thing, options, bases: list[type]) -> None:
+    """In place of a private base stand the public ones that it is made of."""
+    found: list[type] = []
+    todo = list(bases)
+    while todo:
+        base = todo.pop(0)
+        if isinstance(base, type) and base.__name__.startswith("_") and base.__module__.startswith("ddpmlab"):
+            todo = [*base.__bases__, *todo]
+        elif base not in found:
+            found.append(base)
+    bases[:] = [base for base in found if base is not object] or [object]
+
+
 class PackageApi(_Table):
     """The public names of modules and of those inside them, from their docstrings; `:except:` leaves some out."""
 
@@ -354,23 +509,28 @@ class PackageApi(_Table):
     option_spec = {"except": directives.unchanged}  # noqa: RUF012
 
     def run(self):
-        lines, left_out = [], tuple(self.options.get("except", "").split())
-        for module in (m for name in self.arguments[0].split() for m in modules(name)):
-            if module.__name__ in left_out or module.__name__.startswith(tuple(f"{n}." for n in left_out)):
-                continue
-            if not public_names(module) and not (module.__doc__ or "").strip():
-                continue
-            self.env.note_dependency(module.__file__)
-            lines += [f".. rubric:: {module.__name__}", "   :class: module-name", ""]
-            lines += [f".. automodule:: {module.__name__}", "   :members:", "   :ignore-module-all:"]
-            lines += ["   :show-inheritance:", "   :no-value:", ""]
+        sections, left_out = [], tuple(self.options.get("except", "").split())
         # a docstring is written to be read in an editor first: its slips of markup do not stop the book
         reporter = self.state.document.reporter
         level, reporter.report_level = reporter.report_level, reporter.SEVERE_LEVEL + 1
         try:
-            return self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+            for module in (m for name in self.arguments[0].split() for m in modules(name)):
+                name = module.__name__
+                if name in left_out or name.startswith(tuple(f"{n}." for n in left_out)):
+                    continue
+                if not public_names(module) and not (module.__doc__ or "").strip():
+                    continue
+                self.env.note_dependency(module.__file__)
+                lines = [f".. automodule:: {name}", "   :members:", "   :ignore-module-all:"]
+                lines += ["   :show-inheritance:", "   :no-value:", ""]
+                section = nodes.section(names=[name], classes=["module"])
+                self.state.document.note_implicit_target(section, section)
+                section += nodes.title("", "", nodes.literal(name, name))
+                section += self.parsed("\n".join(["```{eval-rst}", *lines, "```"]))
+                sections.append(section)
         finally:
             reporter.report_level = level
+        return sections
 
 
 class CommandLine(SphinxDirective):
@@ -590,6 +750,9 @@ def _finish_page(app, pagename, templatename, context, doctree) -> None:
     body = re.sub(r'<dl>\s*(<dd><em class="sig-param">.*?)</dl>', _signature_lines, body, flags=re.DOTALL)
     # a table wider than its column scrolls inside it, by keyboard too
     body = re.sub(r"(<table\b.*?</table>)", _scrolling, body, flags=re.DOTALL)
+    body = unbroken(body)
+    sources = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+    body = re.sub(r"<img\b[^>]*>", lambda image: _photograph(sources, image[0]), body)
     # sections and the figure of a study, then what can be taken away
     if pagename.startswith("studies/"):
         body += _take_away(app, pagename)
@@ -604,8 +767,47 @@ def _signature_lines(match: re.Match) -> str:
     return f'<span class="sig-lines">{lines}</span>'
 
 
+_WORDS = 36
+"""Letters from which a table's cell has words rather than a number."""
+
+
 def _scrolling(match: re.Match) -> str:
-    return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{match[1]}</div>'
+    cells = [_seen(cell) for cell in re.findall(r"<td\b[^>]*>(.*?)</td>", match[1], flags=re.DOTALL)]
+    words = " words" if any(len(cell) > _WORDS for cell in cells) else ""
+    return f'<div class="scroll{words}" tabindex="0" role="group" aria-label="table">{match[1]}</div>'
+
+
+def _seen(html: str) -> str:
+    """What a reader sees of a piece of HTML."""
+    return unescape(re.sub(r"<[^>]+>", "", html)).strip()
+
+
+_ONE = r"[+\N{MINUS SIGN}]?\d[\d,.]*%?"
+_UNBROKEN = re.compile(rf"(?<=\()({_ONE}) to ({_ONE})(?=\))|({_ONE}) ± (?=\d)")
+
+
+def unbroken(text: str) -> str:
+    """A text in which no line ends inside an interval, or between a mean and its spread."""
+    return _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def is_photograph(picture: bytes) -> bool:
+    """Whether an SVG has a grey picture inside, whose light and dark mean something also on a dark page."""
+    for data in re.findall(rb"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)", picture):
+        pixels = np.asarray(Image.open(BytesIO(base64.b64decode(data))).convert("RGBA"))
+        full, colour = pixels[..., 3] > 0, pixels[..., :3].astype(int)
+        if full.mean() > 0.9 and (np.ptp(colour, axis=-1)[full] < 3).all() and colour[full].std() > 1:
+            return True
+    return False
+
+
+def _photograph(sources: dict[str, Path], image: str) -> str:
+    """Mark an `<img>` whose figure holds photographs."""
+    found = re.search(r'src="[^"]*_images/([^"]+\.svg)"', image)
+    path = sources.get(found[1]) if found else None
+    if path is None or not path.exists() or not is_photograph(path.read_bytes()):
+        return image
+    return image.replace("<img", "<img data-photographs", 1)
 
 
 def _text(node: nodes.Node) -> str:
@@ -649,6 +851,7 @@ def _finish_build(app, error) -> None:
     results = Path(app.srcdir) / "results"
     if results.exists():
         shutil.copytree(results, out / "results", dirs_exist_ok=True)
+        _add_limits(results, [out / "results" / "claims.csv", *out.glob("_downloads/*/claims.csv")])
     search = out / "search.html"
     if search.exists():
         texts = json.dumps(getattr(app.env, "ddpmlab_texts", {}), ensure_ascii=False).replace("</", "<\\/")
@@ -658,6 +861,21 @@ def _finish_build(app, error) -> None:
             r'(<script src="[^"]*searchindex\.js"></script>)', r'\1<script src="searchtexts.js"></script>', page
         )
         search.write_text(page, encoding="utf-8")
+
+
+def _add_limits(results: Path, copies: list[Path]) -> None:
+    """Write floor and ceiling of each claim's score into the copies of `claims.csv` that readers take away."""
+    rows = list(read_claims(results).values())
+    if not rows:
+        return
+    for row in rows:
+        ends = zip(("floor", "ceiling"), limits(results, row), strict=True)
+        row |= {name: "" if end is None else f"{end:.6g}" for name, end in ends}
+    for path in copies:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _silence(out: Path) -> None:
@@ -681,8 +899,10 @@ def setup(app):
     app.connect("config-inited", _quiet_thebe)
     app.connect("autodoc-process-docstring", _literal_words)
     app.connect("autodoc-skip-member", _skip_member)
+    app.connect("autodoc-process-bases", _public_bases)
     app.connect("doctree-read", _label_cells)
     app.connect("doctree-resolved", _link_first_uses)
+    app.connect("doctree-resolved", _link_evidence)
     app.connect("html-page-context", _finish_page, priority=900)
     app.connect("build-finished", _finish_build, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -6,7 +6,12 @@ on from the checkpoints. Workers run one thread each; with a GPU in use a task a
 network at a time.
 """
 
+import contextlib
 import os
+import socket
+import sys
+import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -15,6 +20,9 @@ from ddpmlab.lab import store as stores
 
 TIMEOUT = 30
 RETRIES = 3
+PATIENCE = 60.0
+"""Seconds between two lines that say that no worker is there yet."""
+_HERE = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0", "inproc", "")
 
 
 def use_device(device: str) -> None:
@@ -37,6 +45,26 @@ def use_device(device: str) -> None:
         raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
 
 
+def _is_here(address: str) -> bool:
+    """Whether a scheduler's address names this machine."""
+    host = address.partition("://")[2].rpartition(":")[0] or address.partition("://")[0]
+    own = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        own += socket.gethostbyname_ex(own[0])[2]
+    return host in (*_HERE, *own)
+
+
+def _wait_for_a_worker(client) -> None:
+    """Wait until a scheduler has a worker, which a queue may take hours to start, and say so; Ctrl-C ends it."""
+    start = time.monotonic()
+    while not client.scheduler_info()["workers"]:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError:
+            minutes = (time.monotonic() - start) / 60
+            print(f"no worker at {client.scheduler.address} yet, after {minutes:.0f} minutes; waiting", file=sys.stderr)
+
+
 @contextmanager
 def executor(workers: int | None = None, scheduler: str | None = None, gpus: bool = False) -> Iterator[Executor | None]:
     """An executor for `runner.compute`; None, which stands for this machine's cores, if nothing is asked for.
@@ -47,7 +75,10 @@ def executor(workers: int | None = None, scheduler: str | None = None, gpus: boo
         gpus: each task holds one unit of the workers' resource `GPU`.
 
     Raises:
-        ValueError: both, fewer than one worker, no scheduler answers, or a store that other machines cannot reach.
+        ValueError: both, fewer than one worker, no scheduler answers, or a store that no other process can reach.
+
+    Warns:
+        UserWarning: the scheduler is on another machine and the store in a folder, which the workers have to share.
         ModuleNotFoundError: `distributed` is not installed.
     """
     if workers is None and scheduler is None:
@@ -75,6 +106,12 @@ def executor(workers: int | None = None, scheduler: str | None = None, gpus: boo
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(f"no Dask scheduler answers at {scheduler}: {error}; is it running?") from error
     with client:
-        if not client.scheduler_info()["workers"]:
-            client.wait_for_workers(1, timeout=10 * TIMEOUT)
+        url, address = stores.default_url(), client.scheduler.address
+        if "://" not in url and not _is_here(address):
+            warnings.warn(
+                f"the store {url} is a folder and the scheduler {address} is elsewhere: every worker must see this "
+                "folder under this path; else set DDPMLAB_CACHE to a shared URL, for them too",
+                stacklevel=3,
+            )
+        _wait_for_a_worker(client)
         yield client.get_executor(retries=RETRIES, pure=False, **options)

@@ -54,7 +54,7 @@ def ladder(
     n_samples: int,
     report_sampler_steps: int,
     metrics: list[str],
-    chain_steps: int,
+    chain_steps: int = 1_000,
 ) -> dict[str, Experiment]:
     """The report's rungs by name, and what its rung 5.1 has to be compared with."""
     linear, cosine = chains(chain_steps).values()

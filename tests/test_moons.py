@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from ddpmlab import data, metrics
+from ddpmlab import data, metrics, schedules
 from ddpmlab.lab import Experiment, Training, limit, run_all, score
 from ddpmlab.metrics import moons
+from ddpmlab.studies import two_moons
 
 LAW = data.make("two_moons").standardised()
 
@@ -82,3 +83,9 @@ def test_scores_that_a_run_cannot_have_are_refused():
         Experiment("two_moons", metrics=("energy_distance_20000",))
     with pytest.raises(ValueError, match=r"unknown metric .*energy_distance_20000.*thickness"):
         Experiment("two_moons", metrics=("thicknes",))
+
+
+def test_a_shorter_chain_ends_where_the_reports_ends():
+    assert [*two_moons.chains(1_000).values()] == [two_moons.LINEAR, two_moons.COSINE]
+    ends = [schedules.SCHEDULES.build(two_moons.chains(n)["linear"]).alpha_bars[-1].log() for n in (1_000, 100)]
+    assert float(ends[1] / ends[0]) == pytest.approx(1, abs=0.1)

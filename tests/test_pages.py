@@ -364,3 +364,18 @@ def test_a_page_with_a_warning_does_not_render(tmp_path):
     (book / "index.md").write_text("# A page\n\nSee {ref}`nowhere`.\n")
     with pytest.raises(StudyError, match="did not build without warnings"):
         pages.render(book, ROOT / "_config.yml", tmp_path / "_build")
+
+
+@pytest.mark.parametrize(
+    "name", ["epochs", "complexity", "diffusion_steps", "noise_schedules", "own_network", "settled"]
+)
+def test_a_profiles_sample_size_and_score_reach_every_network_of_a_study(name):
+    project = Project(ROOT)
+    for profile in ("quick", "full"):
+        parameters = project.parameters(name, profile)
+        runs = [run for run in project.study(name, parameters).runs if run.config.denoiser == "network"]
+        assert runs
+        assert {run.config.n_samples for run in runs} == {parameters["n_samples"]}
+        if "nll" in parameters:
+            asked = {metric for run in runs for metric in run.config.metrics if metric.startswith("course_nll")}
+            assert asked == {parameters["nll"]}

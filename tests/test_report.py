@@ -48,6 +48,21 @@ def test_a_claim_may_name_its_score(tmp_path):
     assert saved["metric"].tolist() == ["", "emd_128"]
 
 
+def test_numbers_are_glued_as_myst_nb_does():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+    from myst_nb import glue
+
+    InteractiveShell.instance()
+    with capture_output() as ours:
+        report.glue({"kl": 0.5, "told": "-3 (-5 to -1)"})
+    with capture_output() as theirs:
+        glue("kl", 0.5, display=False)
+        glue("told", "-3 (-5 to -1)", display=False)
+    assert len(ours.outputs) == 2
+    assert [(o.data, o.metadata) for o in ours.outputs] == [(o.data, o.metadata) for o in theirs.outputs]
+
+
 def test_numbers_as_pages_print_them():
     assert [report.number(v) for v in (-0.00439, 1235.6, 1e-6, 92.4, "no value")] == [
         "−0.00439", "1,236", "0.000001", "92.4", "no value",

@@ -3,11 +3,12 @@
 import importlib
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ddpmlab import data, networks, samplers, schedules
+from ddpmlab import data, metrics, networks, samplers, schedules
 from ddpmlab.lab import Experiment, Training, source, stages
 from ddpmlab.lab.scores import SCORES, Score
 from ddpmlab.lab.source import code_hash, definitions, package_hash
@@ -113,6 +114,42 @@ def test_edited_code_of_the_users_own_counts_and_its_comments_do_not(module):
     assert key() == first
     assert key(doc="new") == first
     assert len({first, key(factor=2), key(width=2)}) == 3
+
+
+HELD = """
+from functools import partial
+from dataclasses import dataclass
+def distance(x, y, power):
+    return float((x - y).abs().pow(power).mean()) * {factor}
+@dataclass(frozen=True)
+class Distance:
+    power: int
+    def __call__(self, x, y):
+        return distance(x, y, self.power)
+    def floors(self, dataset):
+        return {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda own, p: own.Distance(p), lambda own, p: own.partial(own.distance, power=p)],
+    ids=["instance", "partial"],
+)
+def test_code_that_a_score_holds_in_an_instance_counts(module, make):
+    def key(factor=1, power=1):
+        return code_hash(Score(make(module(HELD.format(factor=factor)), power), 2))
+
+    assert key() == key()
+    assert len({key(), key(factor=2), key(power=2)}) == 3
+
+
+def test_the_code_of_the_scores_of_pictures_counts():
+    assert "ddpmlab.metrics.images.Reference" in definitions(SCORES["pictures_500"].function)
+    pictures = SCORES["pictures_500"]
+    assert code_hash(pictures) != code_hash(replace(pictures, function=metrics.energy_distance))
+    bound = replace(pictures, function=metrics.energy_distance, floors=None)
+    assert code_hash(bound) != code_hash(replace(bound, floors=pictures.floors))
 
 
 def test_a_class_typed_into_a_notebook_counts_by_its_bytecode():

@@ -12,9 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
+sys.modules["rfc3987_syntax"] = None  # jsonschema's check of addresses, which no notebook has: a second to import
+
+import papermill  # noqa: E402
+from papermill.exceptions import PapermillExecutionError  # noqa: E402
+from traitlets.config import Config  # noqa: E402
 
 
 def end_with(parent: int) -> None:

@@ -507,6 +507,14 @@ def interrupt() -> None:
 # --- the book --------------------------------------------------------------------------------------------------
 
 
+_JUPYTER_BOOK = """
+import sys
+sys.modules["rfc3987_syntax"] = None  # seconds of import for a check of addresses that no page needs
+from jupyter_book.cli.main import main
+main()
+"""
+
+
 def render(book: Path, config: Path, output: Path) -> Path:
     """Render the book's pages as they are, running nothing, and return the path of `index.html`.
 
@@ -520,7 +528,7 @@ def render(book: Path, config: Path, output: Path) -> Path:
     html = output / "_build" / "html"
     shutil.rmtree(html, ignore_errors=True)
     command = [
-        *(sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book)),
+        *(sys.executable, "-c", _JUPYTER_BOOK, "build", str(book)),
         *("--config", str(config), "--toc", str(book / "_toc.yml"), "--path-output", str(output)),
         *("--all", "-W", "-n", "--keep-going", "-q"),
     ]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython.core.formatters import format_display_data
+from IPython.display import display
 from scipy import stats
 
 from ddpmlab.book import cost
@@ -318,12 +320,18 @@ def fraction_left(rows: pd.DataFrame) -> tuple[float, float, float]:
     return mean_interval(fraction.to_numpy())
 
 
-def glue(numbers: dict[str, Any]) -> None:
-    """Store numbers and words of a run for the prose, read there as {glue:text}."""
-    from myst_nb import glue as glue_one
+_GLUED = "application/papermill.record/"
 
+
+def glue(numbers: dict[str, Any]) -> None:
+    """Store numbers and words of a run for the prose, read there as {glue:text}.
+
+    It writes what `myst_nb.glue` writes, whose import brings Sphinx and two seconds to every page.
+    """
     for name, value in numbers.items():
-        glue_one(name, value if isinstance(value, str) else float(value), display=False)
+        shown, metadata = format_display_data(value if isinstance(value, str) else float(value))
+        metadata["scrapbook"] = {"name": name, "mime_prefix": _GLUED}
+        display({_GLUED + kind: text for kind, text in shown.items()}, raw=True, metadata=metadata)
 
 
 def save_environment(results: str | Path, page: str) -> None:

@@ -783,7 +783,7 @@ def _seen(html: str) -> str:
 
 
 _ONE = r"[+\N{MINUS SIGN}]?\d[\d,.]*%?"
-_UNBROKEN = re.compile(rf"(?<=\()({_ONE}) to ({_ONE})(?=\))|({_ONE}) ± (?=\d)")
+_UNBROKEN = re.compile(rf"\({_ONE} to {_ONE}\)|(?<![\d,.]){_ONE} ± (?=\d)")
 
 
 def unbroken(text: str) -> str:

@@ -6,6 +6,7 @@ So an edited law changes the keys of that law alone, and a new one changes none.
 """
 
 import ast
+import functools
 import hashlib
 import inspect
 import linecache
@@ -211,12 +212,16 @@ def _codes(value: Any) -> list[types.CodeType]:
 
 
 def _digest(value: Any) -> str:
+    if isinstance(value, types.MethodType):
+        return _digest(value.__func__) + _digest(value.__self__)
+    if isinstance(value, functools.partial):
+        return _digest(value.func) + repr((value.args, sorted(value.keywords.items())))
     text = "\n".join(f"{name}\n{body}" for name, body in sorted(definitions(value).items()))
     extra = ""
-    if not isinstance(value, type | types.FunctionType):  # an instance: its state counts too
-        functions = [v for v in vars(value).values() if isinstance(v, types.FunctionType | type)]
-        plain = {k: v for k, v in vars(value).items() if not isinstance(v, types.FunctionType | type)}
-        extra = repr(sorted(plain.items())) + "".join(_digest(f) for f in functions)
+    if not isinstance(value, type | types.FunctionType):  # an instance: its state counts too, and code that it holds
+        state = vars(value)
+        plain = {k: v for k, v in state.items() if not callable(v)}
+        extra = repr(sorted(plain.items())) + "".join(_digest(v) for v in state.values() if callable(v))
     return hashlib.sha256((text + extra).encode()).hexdigest()[:16]
 
 

@@ -413,7 +413,7 @@ class Reference:
     ):
         self.train, self.test = pixels(train, "train", 2), pixels(test, "test", 2)
         self.train_labels, self.test_labels = train_labels, test_labels
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._known: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Reference":
@@ -423,14 +423,11 @@ class Reference:
             dataset.to_own_units(split.train), dataset.to_own_units(split.test), split.train_labels, split.test_labels
         )
 
-    def real_features(self, half: str) -> Tensor:
-        """Features `(n, 128)` of the `train` or `test` pictures, computed once."""
-        return self._found(half)[0]
-
-    def _found(self, half: str) -> tuple[Tensor, Tensor]:
-        if half not in self._known:
-            self._known[half] = _features_and_logits(getattr(self, half))
-        return self._known[half]
+    def real_features(self, half: str, n: int) -> Tensor:
+        """Features `(n, 128)` of the first n `train` or `test` pictures, kept for the next call."""
+        if half not in self._known or len(self._known[half]) < n:
+            self._known[half] = _features_and_logits(getattr(self, half)[:n])[0]
+        return self._known[half][:n]
 
     @cached_property
     def _distinct(self) -> Tensor:
@@ -464,7 +461,7 @@ class Reference:
         there = len(getattr(self, against))
         if len(x) > there:
             raise ValueError(f"x has {len(x)} pictures, the {against} set {there}; scores compare equal numbers")
-        real = self.real_features(against)[: len(x)]
+        real = self.real_features(against, len(x))
         return self._scores(x, _features_and_logits(x), real, labels, names, k)
 
     def _scores(self, x, found, real, labels, names, k):
@@ -525,13 +522,15 @@ class Reference:
                 others = draw(torch.arange(len(self.test)), n, generator)
             else:
                 chosen, others = draw(torch.arange(len(self.train)), 2 * n, generator).split(n)
-            real = self.real_features(against)[others]
-            floor = self._scores(None, [z[chosen] for z in self._found("train")], real, None, pairs, k)
+            real = _features_and_logits(getattr(self, against)[others])[0]
+            floor = self._scores(None, _features_and_logits(self.train[chosen]), real, None, pairs, k)
             if n < len(self.test) or not floors:
                 mine = draw(torch.arange(len(self.test)), min(n, len(self.test)), generator)
-                x, found = self.test[mine], [z[mine] for z in self._found("test")]
+                x = self.test[mine]
                 told = None if self.test_labels is None else self.test_labels[mine]
-                alone = self._scores(x, found, real, told, [name for name in names if name not in pairs], k)
+                alone = self._scores(
+                    x, _features_and_logits(x), real, told, [name for name in names if name not in pairs], k
+                )
             floor |= alone
             noise = pixels(mean + sd * torch.randn(n, *SHAPE, generator=generator).to(mean.device))
             labels = None if self.test_labels is None else torch.randint(N_CLASSES, (n,), generator=generator)

@@ -145,8 +145,8 @@ def test_code_that_a_score_holds_in_an_instance_counts(module, make):
 
 
 def test_the_code_of_the_scores_of_pictures_counts():
-    assert "ddpmlab.metrics.images.Reference" in definitions(SCORES["pictures_500"].function)
-    pictures = SCORES["pictures_500"]
+    assert "ddpmlab.metrics.images.Reference" in definitions(SCORES["pictures_200"].function)
+    pictures = SCORES["pictures_200"]
     assert code_hash(pictures) != code_hash(replace(pictures, function=metrics.energy_distance))
     bound = replace(pictures, function=metrics.energy_distance, floors=None)
     assert code_hash(bound) != code_hash(replace(bound, floors=pictures.floors))

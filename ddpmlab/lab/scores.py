@@ -155,7 +155,7 @@ class PictureScores:
 
 
 _FEW = ("frechet_distance", "precision", "recall", "class_accuracy")
-for _n, _names in ((10_000, images.SCORES), (2_048, _FEW), (500, _FEW)):
+for _n, _names in ((10_000, images.SCORES), (2_048, _FEW), (200, _FEW)):
     _pictures = PictureScores(_n, tuple(_names), "" if _n == 10_000 else f"_{_n}")
     SCORES.register(f"pictures_{_n}")(
         Score(_pictures, _n, of="samples", dataset="fashion_mnist", floors=_pictures.floors)

@@ -21,7 +21,7 @@ class _Commands(click.Group):
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed: pip install 'ddpmlab[book]'"
             ) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, ImportError) as error:  # a store's file system says what to install
             if isinstance(error, RecursionError | NotImplementedError | click.exceptions.Exit | click.Abort):
                 raise  # ours to see whole, and click's own: help ends with Exit(0)
             raise click.ClickException(str(error)) from error

@@ -80,7 +80,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
     todo = batch.plan(project, studies, profile, overrides, force)
     if dry_run:
         for name in pages.chosen(project, studies):
-            found = pages.status(project, name, profile)
+            found = pages.status(project, name, profile, overrides=overrides)
             state = "would run" if name in todo else "fresh"
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")

@@ -245,6 +245,18 @@ def test_the_command_line_explains_itself(arguments, message):
     assert "Traceback" not in answer.output
 
 
+def test_a_dry_run_counts_what_the_parameters_given_would_compute(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path))
+
+    def counted(*options):
+        answer = CliRunner().invoke(main, ["run", "settled", "--dry-run", *options, "--root", str(ROOT)])
+        assert answer.exit_code == 0, answer.output
+        return int(re.fullmatch(r"settled +would run +0 runs there, (\d+) to compute.*\n", answer.output)[1])
+
+    assert counted() == len(Project(ROOT).study("settled", Project(ROOT).parameters("settled", "quick")).runs)
+    assert counted("-p", "n_trend_seeds", "7") > counted()
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
 def test_every_command_has_help(command):
     answer = CliRunner().invoke(main, [*command, "--help"])

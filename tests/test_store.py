@@ -38,6 +38,16 @@ def test_what_is_put_comes_back_and_the_first_writer_wins(store):
     assert store.get("train", "a") is None
 
 
+def test_of_two_writers_of_a_remote_store_at_once_the_first_wins(tmp_path, monkeypatch):
+    store = Store(f"memory://{tmp_path.name}")
+    store.put("train", "c", {"seconds": 1.5})
+    seen = iter([False])  # the second looks before the first has written
+    monkeypatch.setattr(store._fs, "exists", lambda path: next(seen, True))
+    assert store.put("train", "c", {"seconds": 9.0}).note == {"seconds": 1.5}
+    monkeypatch.undo()
+    store.clear()
+
+
 @pytest.mark.parametrize("position", [4, 20, -10])
 def test_a_damaged_entry_is_named_and_written_again(store, position):
     store.put("score", "b", {"values": {"emd_128": 1.0}}, ARRAYS)

@@ -215,10 +215,16 @@ def _write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def status(project: Project, study: str, profile: str, store: stores.Store | None = None) -> PageStatus:
-    """State of one page at a profile."""
+def status(
+    project: Project,
+    study: str,
+    profile: str,
+    store: stores.Store | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> PageStatus:
+    """State of one page at a profile, with some parameters replaced by `overrides`."""
     recover(project.book(profile))
-    parameters = project.parameters(study, profile)
+    parameters = project.parameters(study, profile, overrides)
     made = project.study(study, parameters)
     needs = any(run.config.dataset["name"] == FashionMNIST.name for run in made.runs) if made else False
     if needs and not fashion_mnist.available():  # a look downloads nothing

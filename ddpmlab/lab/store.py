@@ -127,14 +127,24 @@ class Store:
         if self._local:
             self._put_local(Path(path), raw)
         else:
-            present = self._fs.exists(path) and _decode(self._fs.cat_file(path)) is not None
-            if not present:
-                self._fs.makedirs(os.path.dirname(path), exist_ok=True)
-                self._fs.pipe_file(path, raw)  # one write: object stores show a file whole or not at all
+            self._put_remote(path, raw)
         entry = self.get(kind, key)
         if entry is None:
             raise OSError(f"entry {path} could not be read back after it was written; is the store writable and sound?")
         return entry
+
+    def _put_remote(self, path: str, raw: bytes) -> None:
+        mode = "create"
+        if self._fs.exists(path):
+            if _decode(self._fs.cat_file(path)) is not None:
+                return
+            mode = "overwrite"
+        self._fs.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            self._fs.pipe_file(path, raw, mode=mode)  # one write: object stores show a file whole or not at all
+        except OSError:
+            if not self._fs.exists(path):
+                raise  # else another was first
 
     @staticmethod
     def _put_local(path: Path, raw: bytes) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+sys.modules.setdefault("rfc3987_syntax", None)  # nbformat's schemas load it for seconds, to check no address
+
 
 class _Commands(click.Group):
     """Turn the package's own errors into one line instead of a traceback."""

@@ -96,7 +96,9 @@ def run(
         return pages.run_study(project, name, profile, todo[name], book, log, commit)
 
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as threads:  # while one starts its kernel the other draws
-        futures = {threads.submit(one, name): name for name in todo if name not in failed}
+        took = {name: made["seconds"] for name, made in project.provenance("full").items()}
+        order = sorted((name for name in todo if name not in failed), key=lambda name: -took.get(name, 0))  # long first
+        futures = {threads.submit(one, name): name for name in order}
         try:
             for future in as_completed(futures):
                 name = futures[future]

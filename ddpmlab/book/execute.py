@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.modules["rfc3987_syntax"] = None  # jsonschema's check of addresses, which no notebook has: a second to import
+sys.modules["rfc3987_syntax"] = None  # as in `ddpmlab.cli`
 
 import papermill  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402

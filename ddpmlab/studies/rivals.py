@@ -55,6 +55,7 @@ def compared(
     flow: dict[str, Any],
     n_steps: int,
     tuned: dict[str, Any] | None = None,
+    kernel: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """All models of one law on the same points: columns of `rivals_table`, and `model`.
 
@@ -68,11 +69,12 @@ def compared(
         flow: options of the spline flow.
         n_steps: of the recipe and of rectified flow.
         tuned: options of the tuned recipe, if there is one.
+        kernel: options of the kernel density.
     """
     grid = mixtures(dataset, components, n, tolerance)
     mixture = {"tolerance": tolerance}
     models = {
-        KERNEL: ("kernel density", {}),
+        KERNEL: ("kernel density", kernel or {}),
         MIXTURE: ("Gaussian mixture", mixture | {"components": [int(grid.components[grid.bic.idxmin()])]}),
         BEST: ("Gaussian mixture", mixture | {"components": [int(grid.components[grid.kl.idxmin()])]}),
         FLOW: ("normalising flow", flow),

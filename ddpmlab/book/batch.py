@@ -34,7 +34,7 @@ def plan(
     for name in pages.chosen(project, names):
         parameters = project.parameters(name, profile, overrides)
         project.study(name, parameters)  # a wrong value fails here, before anything starts
-        if force or overrides or pages.status(project, name, profile).state != "fresh":
+        if force or overrides or pages.state(project, name, profile).state != "fresh":
             found[name] = parameters
     return found
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -230,32 +230,43 @@ def status(
     store: stores.Store | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> PageStatus:
-    """State of one page at a profile, with some parameters replaced by `overrides`."""
-    recover(project.book(profile))
+    """State of one page at a profile, with some parameters replaced by `overrides`, and of its runs."""
+    found = state(project, study, profile, overrides)
+    made = project.study(study, project.parameters(study, profile, overrides))
+    if made is None or found.why == _NO_DATA:
+        return found
+    try:
+        return replace(found, runs=made.status(store))
+    except DataUnavailable as error:
+        return PageStatus(study, "missing", str(error), {}, None)
+
+
+_NO_DATA = "its data are not here: `ddpmlab data` fetches them"
+
+
+def state(project: Project, study: str, profile: str, overrides: Mapping[str, Any] | None = None) -> PageStatus:
+    """State of one page as `status` tells it, without a look at its runs."""
     parameters = project.parameters(study, profile, overrides)
     made = project.study(study, parameters)
     needs = any(run.config.dataset["name"] == FashionMNIST.name for run in made.runs) if made else False
     if needs and not fashion_mnist.available():  # a look downloads nothing
-        return PageStatus(study, "missing", "its data are not here: `ddpmlab data` fetches them", {}, None)
-    try:
-        runs = made.status(store) if made else None
-    except DataUnavailable as error:
-        return PageStatus(study, "missing", str(error), {}, None)
+        return PageStatus(study, "missing", _NO_DATA, {}, None)
+    recover(project.book(profile))
     known = project.provenance(profile).get(study, {})
     note = _note(project, profile, study)
     last = json.loads(note.read_text()) if note.exists() else {}
     if last.get("state") == "running" and Path(f"/proc/{last.get('pid')}").exists():
-        return PageStatus(study, "running", f"since {last['started']}", known, runs)
+        return PageStatus(study, "running", f"since {last['started']}", known, None)
     if last.get("state") in ("failed", "running"):
-        return PageStatus(study, "failed", last.get("error", "it was interrupted"), known, runs)
+        return PageStatus(study, "failed", last.get("error", "it was interrupted"), known, None)
     page = project.book(profile) / "studies" / f"{study}.ipynb"
     if not page.exists() or known.get("profile") != profile:
-        return PageStatus(study, "missing", f"no page at the {profile} profile", known, runs)
+        return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
     now = fingerprint(project, study, parameters)
     changed = [part for part, digest in now.items() if known.get("fingerprint", {}).get(part) != digest]
     if changed:
-        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, runs)
-    return PageStatus(study, "fresh", "", known, runs)
+        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
+    return PageStatus(study, "fresh", "", known, None)
 
 
 # --- publishing ------------------------------------------------------------------------------------------------

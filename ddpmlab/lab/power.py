@@ -13,7 +13,7 @@ the same numbers as the flawed ones and scored against the same real ones, so th
 
 import math
 from collections.abc import Callable, Iterable
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import pandas as pd
@@ -177,7 +177,8 @@ def power_table(
     jobs = [(names, n) for names, (_, limit) in SCORES.items() for n in sizes if n <= limit]
     jobs.sort(key=lambda job: -job[1])  # the long ones first
     rows = []
-    executor = pool(workers)
+    few = repeats * sum(n for _, n in jobs) < 100_000  # points: not worth the start of processes
+    executor = ThreadPoolExecutor(1) if few else pool(workers)
     futures = {executor.submit(_values, *job, repeats, seed): job for job in jobs}
     done = as_completed(futures)
     for future in tqdm(done, desc="power", total=len(futures), disable=not progress, mininterval=1.0):

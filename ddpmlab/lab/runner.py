@@ -290,17 +290,18 @@ def compute(
         for r in runs for m in r.config.metrics if SCORES[m].calibrated
     }  # fmt: skip
     references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
-    jobs = missing(runs, store)
-    if not jobs and not references:
-        return []
     own = executor is None
-    executor = executor or pool()
     futures: dict[Future, list[Run]] = {}
     seconds: dict[Future, float] = {}
     failed: list[tuple[list[Run], Exception]] = []
     try:
-        for pair in references:
+        for pair in references:  # a pool's processes start while the jobs are still being counted
+            executor = executor or pool()
             futures[executor.submit(_work, payload([], pair))] = []
+        jobs = missing(runs, store)
+        if not jobs and not references:
+            return []
+        executor = executor or pool()
         costs = expected(jobs, runs, store) if progress else [1.0] * len(jobs)
         for job, needed in sorted(zip(jobs, costs, strict=True), key=lambda pair: -pair[1]):  # no long one at the end
             futures[future := executor.submit(_work, payload(job))] = job
@@ -323,7 +324,7 @@ def compute(
     except BaseException:
         for future in futures:
             future.cancel()
-        if own:
+        if own and executor is not None:
             stop(executor)
         raise
     return failed

@@ -156,7 +156,7 @@ def test_verdicts_are_those_of_the_table_and_sort_and_filter(site, open_page):
     for cells, claim in zip(shown, order, strict=True):
         assert cells[1] == claim["verdict"]
         assert cells[2] == sphinx_ext.display(claim["published"])
-        assert cells[3].startswith(sphinx_ext.number(claim["measured"]))
+        assert cells[3].startswith(sphinx_ext.claim_field(claim, "measured"))
         ends = sphinx_ext.limits(RESULTS, claim)
         assert cells[4:6] == ["\N{EN DASH}" if end is None else sphinx_ext.number(f"{end:g}", 2) for end in ends]
     for row, claim in zip(rows.all(), order, strict=True):
@@ -209,7 +209,9 @@ def test_floor_and_ceiling_of_a_claim_are_those_of_its_score(tmp_path):
 
 def test_claims_by_name_are_an_error_where_there_are_none():
     row = {"published": "33.3", "measured": "1.7", "ci_low": "1.3547", "ci_high": "2.05028", "verdict": "reproduced"}
-    assert sphinx_ext.claim_field(row, "interval") == "1.35 to 2.05"
+    assert [sphinx_ext.claim_field(row, field) for field in ("measured", "interval")] == ["1.70", "1.35 to 2.05"]
+    alone = row | {"ci_low": "1.7", "ci_high": "1.7"}
+    assert [sphinx_ext.claim_field(alone, field) for field in ("measured", "interval")] == ["1.7", "\N{EN DASH}"]
     assert sphinx_ext.number("-0.00182") == "\N{MINUS SIGN}0.00182"
     assert [sphinx_ext.number(t) for t in ("1e-06", "1235.6", "no value", "0", "43.2")] == [
         *("0.000001", "1,236", "no value", "0", "43.2")
@@ -245,7 +247,7 @@ def test_the_front_page_answers_in_at_most_400_words_with_numbers_from_tables(si
         assert question in row
         assert f'href="studies/{study}.html"' in row
         assert claim["verdict"] in row
-        assert sphinx_ext.number(claim["measured"]) in row
+        assert sphinx_ext.claim_field(claim, "measured") in row
     # what stands in the prose as digits comes by a role
     prose = re.sub(r"\{[a-z:]+\}`[^`]*`|```.*?```|`[^`]*`|\d+%|[|:-]+", " ", text, flags=re.DOTALL)
     assert not re.findall(r"\d+", prose)

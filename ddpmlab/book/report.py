@@ -158,11 +158,10 @@ def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
     """Save the claims that a page settles and show them, in their order, with the laws' display names."""
     saved = save_claims(rows, results, page)
     named = saved["claim"].replace(LAW_TITLES, regex=True)
-    measured = [
-        number(float(mean)) if low == high else between(float(mean), low, high)
-        for mean, low, high in zip(saved["measured"], saved["ci_low"], saved["ci_high"], strict=True)
+    texts = [
+        measured_text(*map(float, row)) for row in saved[["measured", "ci_low", "ci_high"]].itertuples(index=False)
     ]
-    shown = pd.DataFrame({"claim": named, "published": saved["published"].map(number), "measured": measured,
+    shown = pd.DataFrame({"claim": named, "published": saved["published"].map(number), "measured": texts,
                           "verdict": saved["verdict"]})  # fmt: skip
     return show(shown).set_table_attributes('class="claims"')
 
@@ -198,6 +197,11 @@ def between(mean: float, low: float, high: float, digits: int = 2) -> str:
     decimals = min(_decimals((high - low) / 2 or abs(mean), digits), 6)
     low, mean, high = (_signed(f"{v:,.{decimals}f}") for v in (low, mean, high))
     return f"{mean} ({low} to {high})"
+
+
+def measured_text(mean: float, low: float, high: float) -> str:
+    """What a claim measured: the value alone where it has no interval, else see `between`."""
+    return number(mean) if low == high else between(mean, low, high)
 
 
 def interval(values: np.ndarray, digits: int = 2) -> str:

@@ -46,7 +46,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
 from ddpmlab.book.plotting import LAW_TITLES
-from ddpmlab.book.report import VERDICTS, number
+from ddpmlab.book.report import VERDICTS, measured_text, number
 
 log = logging.getLogger(__name__)
 
@@ -141,11 +141,11 @@ def limits(results: Path, claim: dict[str, str]) -> tuple[float | None, float | 
 
 
 def claim_field(row: dict[str, str], field: str) -> str:
-    """One field of a claim as a page prints it; `interval` joins the two ends."""
-    if field == "interval":
-        low, high = (number(row[end]) for end in _INTERVAL)
-        return f"{low} to {high}" if low != high else "\N{EN DASH}"
-    return number(row[field]) if field in ("measured", *_INTERVAL) else display(row[field])
+    """One field of a claim as a page prints it; `interval` joins the two ends, with the decimals of `measured`."""
+    if field in ("measured", "interval"):
+        value, _, ends = measured_text(*(float(row[name]) for name in ("measured", *_INTERVAL))).partition(" (")
+        return value if field == "measured" else ends.rstrip(")") or "\N{EN DASH}"
+    return number(row[field]) if field in _INTERVAL else display(row[field])
 
 
 class _FromBook:
@@ -851,6 +851,7 @@ def _finish_build(app, error) -> None:
     results = Path(app.srcdir) / "results"
     if results.exists():
         shutil.copytree(results, out / "results", dirs_exist_ok=True)
+        shutil.copyfile(Path(__file__).with_name("published.csv"), out / "results" / "published.csv")
         _add_limits(results, [out / "results" / "claims.csv", *out.glob("_downloads/*/claims.csv")])
     search = out / "search.html"
     if search.exists():

@@ -1,11 +1,13 @@
 """Names for things: every module resolves the strings of a config through one `Registry`."""
 
+import functools
 import importlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+_signature = functools.lru_cache(maxsize=1024)(inspect.signature)  # every key asks for several
 PARSING = threading.RLock()  # before Python 3.12 threads that parse code at once count each other's recursion
 
 
@@ -78,7 +80,7 @@ class Registry(Mapping):
             TypeError: an option is not one of the factory's (the message lists its signature).
         """
         factory = self[name]
-        signature = inspect.signature(factory)
+        signature = _signature(factory)
         try:
             signature.bind(**options)
         except TypeError as error:
@@ -97,7 +99,7 @@ class Registry(Mapping):
 
     def spelt_out(self, part: Mapping[str, Any], **more) -> dict[str, Any]:
         """A named part with its defaults filled in, so that equal parts read equal."""
-        bound = inspect.signature(self[part["name"]]).bind(**{k: v for k, v in part.items() if k != "name"}, **more)
+        bound = _signature(self[part["name"]]).bind(**{k: v for k, v in part.items() if k != "name"}, **more)
         bound.apply_defaults()
         return {"name": part["name"], **bound.arguments}
 

@@ -51,6 +51,10 @@ def test_a_definition_counts_with_what_it_is_built_on():
     fit = set(definitions(stages._train))
     assert {"ddpmlab.training.loop.fit", "ddpmlab.denoisers.Denoiser", "ddpmlab.training.ema.EMA"} <= fit
     assert not [name for name in fit if name.startswith(("ddpmlab.metrics", "ddpmlab.networks", "ddpmlab.samplers"))]
+    kept = ("ddpmlab.files", "ddpmlab.registry", "ddpmlab.lab.source", "ddpmlab.lab.store")  # how, not what
+    for found in (fit, definitions(stages._score), definitions(stages._sample)):
+        assert found
+        assert not [name for name in found if name.startswith(kept)]
 
 
 def test_versions_of_libraries_count(monkeypatch):

@@ -2,7 +2,8 @@
 
 The hash of a function or class covers its own definition and, transitively, every definition of this package or of the
 user that it refers to; docstrings, comments, annotations and the names under which parts are registered do not count.
-So an edited law changes the keys of that law alone, and a new one changes none. Libraries count by their version.
+So an edited law changes the keys of that law alone, and a new one changes none. Libraries count by their version. The
+modules that find parts and keep results count for nothing.
 """
 
 import ast
@@ -21,6 +22,8 @@ from typing import Any
 from ddpmlab.registry import PARSING, Registry
 
 _PACKAGE = str(Path(__file__).parents[1])
+_KEEPERS = {"ddpmlab.files", "ddpmlab.registry", "ddpmlab.lab.source", "ddpmlab.lab.store"}
+"""Modules that find parts and keep results: no value depends on them, so that one mended invalidates none."""
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -40,7 +43,7 @@ def versions(*names: str) -> dict[str, str]:
 
 def _is_tracked(module: types.ModuleType | None) -> bool:
     """Whether definitions of a module count: this package's and the user's own."""
-    if module is None:
+    if module is None or module.__name__ in _KEEPERS:
         return False
     if module.__name__ == "__main__":
         return True

@@ -297,8 +297,8 @@ def test_verdicts_are_in_the_order_of_reports_questions_and_headlines():
     found = [row["id"] for row in sphinx_ext.ordered(rows, ["a", "moons-ema"])]
     assert found == ["a", "b-9", "b-10-sin_5_5", "b-10-helix", "a-more", "moons-ema", "moons-ema-kl", "moons-a"]
     rows[0]["verdict"], rows[1]["verdict"] = "artefact", "not resolved"
-    assert sphinx_ext.totals(rows, "of a report") == (
-        "Of 8 claims of a report 6 are reproduced, 1 is not resolved, 1 is an artefact."
+    assert sphinx_ext.totals(rows, "on a report") == (
+        "Of 8 rows on a report 6 are reproduced, 1 is not resolved, 1 is an artefact."
     )
 
 

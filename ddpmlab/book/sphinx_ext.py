@@ -270,12 +270,12 @@ def headlines(book: Path) -> list[str]:
 
 
 def totals(claims: Iterable[dict[str, str]], of: str) -> str:
-    """How many claims have which verdict, as a sentence: `Of 3 claims of X 1 is reproduced, 2 are not resolved.`"""
+    """How many claims have which verdict, as a sentence: `Of 3 rows on X 1 is reproduced, 2 are not resolved.`"""
     verdicts = [row["verdict"] for row in claims]
     counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS]
     parts = [f"{n} {'is' if n == 1 else 'are'} {'an artefact' if n == 1 else 'artefacts'}" if verdict == "artefact" else
              f"{n} {'is' if n == 1 else 'are'} {verdict}" for n, verdict in counts if n]  # fmt: skip
-    return f"Of {len(verdicts)} claims {of} {', '.join(parts)}." if verdicts else ""
+    return f"Of {len(verdicts)} rows {of} {', '.join(parts)}." if verdicts else ""
 
 
 class Verdicts(_Table):
@@ -301,7 +301,7 @@ class Verdicts(_Table):
         sentences = [totals(claims, "in all")] if len(reports) > 1 else []
         for report in reports:
             own = [row for row in claims if question_of(row["source"])[0] == report]
-            sentences.append(totals(own, f"of the {report} report"))
+            sentences.append(totals(own, f"on the {report} report"))
         return [*self.parsed(" ".join(sentences)), *self.table([*head, "report"], rows)]
 
 
@@ -404,8 +404,8 @@ def _law_of(row: dict[str, str]) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds >= 2 * 3_600:
-        return f"{seconds / 3_600:,.1f} h"
-    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+        return f"{seconds / 3_600:,.1f}\N{NO-BREAK SPACE}h"
+    return f"{seconds:,.0f}\N{NO-BREAK SPACE}s" if seconds < 120 else f"{seconds / 60:,.0f}\N{NO-BREAK SPACE}min"
 
 
 class Provenance(_Table):

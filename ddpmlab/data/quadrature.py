@@ -70,7 +70,7 @@ class Disk:
 
     Args:
         height: f as a function of (r, x, y).
-        noise: s.
+        noise: standard deviation s.
         slope: largest gradient of f at radius r is at most `slope * (1 - r) + 1`.
     """
 

@@ -18,7 +18,7 @@ def script(about):
 
 
 def test_the_page_s_slurm_script_asks_for_one_thread_a_worker(tmp_path, monkeypatch):
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    pytest.importorskip("dask_jobqueue", reason="pip install dask-jobqueue")
     monkeypatch.chdir(tmp_path)  # its logs
     names = {}
     exec(script("SLURMCluster").partition("cluster.adapt")[0], names)
@@ -37,7 +37,7 @@ def test_the_page_s_slurm_script_asks_for_one_thread_a_worker(tmp_path, monkeypa
 
 
 def test_the_page_s_kubernetes_script_names_commands_that_dask_has():
-    pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed")
+    pytest.importorskip("dask_kubernetes", reason="pip install dask-kubernetes")
     names = {}
     exec(script("make_cluster_spec").partition("cluster = KubeCluster")[0], names)
     spec = names["spec"]["spec"]
@@ -51,8 +51,8 @@ def test_the_page_s_kubernetes_script_names_commands_that_dask_has():
 @pytest.fixture
 def bucket(monkeypatch):
     """A URL on an S3 server in this process."""
-    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(port=0)
+    s3fs = pytest.importorskip("s3fs", reason="pip install s3fs moto[server]")
+    server = pytest.importorskip("moto.server", reason="pip install s3fs moto[server]").ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {

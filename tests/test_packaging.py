@@ -104,7 +104,7 @@ print(ddpmlab.__file__, tuple(x0.shape))
 try:
     main(sys.argv[2:])
 finally:
-    assert not absent & set(sys.modules)
+    assert not absent & {name for name, module in sys.modules.items() if module is not None}
 """
 
 

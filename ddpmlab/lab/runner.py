@@ -252,6 +252,14 @@ def _as_done(futures: Iterable[Future], executor: Executor) -> Iterator[Future]:
                 raise RunError(f"the pool's processes are gone with {len(left)} jobs to do; {_AGAIN}")
 
 
+def _turn(pair: tuple[list[Run], float]) -> tuple[int, int]:
+    """No long job at the end; among those that take about as long seed by seed, as the first to need a law's truth
+    computes it and the others then find it.
+    """
+    (first, *_), seconds = pair
+    return -math.frexp(seconds)[1], first.config.seed
+
+
 _AGAIN = "what was finished is kept, and trainings go on from their checkpoints: run it again"
 
 
@@ -303,7 +311,7 @@ def compute(
             return []
         executor = executor or pool()
         costs = expected(jobs, runs, store) if progress else [1.0] * len(jobs)
-        for job, needed in sorted(zip(jobs, costs, strict=True), key=lambda pair: -pair[1]):  # no long one at the end
+        for job, needed in sorted(zip(jobs, costs, strict=True), key=_turn):
             futures[future := executor.submit(_work, payload(job))] = job
             seconds[future] = needed
         # a job counts by its expected seconds, so that the time left is an estimate

@@ -4,11 +4,15 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-_signature = functools.lru_cache(maxsize=1024)(inspect.signature)  # every key asks for several
+_known = functools.lru_cache(maxsize=1024)(inspect.signature)  # every key asks for several
 PARSING = threading.RLock()  # before Python 3.12 threads that parse code at once count each other's recursion
+
+
+def _signature(factory: Any) -> inspect.Signature:
+    return _known(factory) if isinstance(factory, Hashable) else inspect.signature(factory)
 
 
 class Registry(Mapping):

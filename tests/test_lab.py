@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cloudpickle
@@ -17,6 +17,7 @@ import pytest
 import torch
 from processes import checkpointed, children, running, wait_for
 
+from ddpmlab import registry
 from ddpmlab.lab import (
     COLUMNS,
     Experiment,
@@ -35,7 +36,7 @@ from ddpmlab.lab import (
     trained,
 )
 from ddpmlab.lab import store as stores
-from ddpmlab.lab.runner import RunError, pool
+from ddpmlab.lab.runner import RunError, compute, pool
 from ddpmlab.lab.store import DamagedEntryWarning, Store
 
 ROOT = Path(__file__).parent.parent
@@ -575,3 +576,41 @@ def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
     assert pool(1).submit(np.sqrt, 4.0).result() == 2.0
     with pytest.raises(ValueError, match="workers = 0; need at least 1"):
         pool(0)
+
+
+def test_long_jobs_go_first_and_equal_ones_seed_by_seed(tmp_path):
+    """So that two that need the same law's truth seldom begin together."""
+    sent = []
+
+    class Recorder(Executor):
+        def submit(self, fn, payload):
+            _, _, runs, _ = cloudpickle.loads(payload)
+            sent.extend((run.config.dataset["name"], run.config.seed, run.config.training.n_steps) for run in runs)
+            done = Future()
+            done.set_result(None)
+            return done
+
+    def job(law, seed, n_steps=10):
+        return Run("a", Experiment(law, training=Training(n_steps=n_steps), seed=seed, metrics=()))
+
+    runs = [job(law, seed) for law in ("sin_5_5", "helix") for seed in (0, 1)] + [job("helix", 2, 10**6)]
+    compute(runs, Recorder(), Store(tmp_path))
+    assert sent[0] == ("helix", 2, 10**6)
+    assert [(law, seed) for law, seed, _ in sent[1:]] == [("sin_5_5", 0), ("helix", 0), ("sin_5_5", 1), ("helix", 1)]
+
+
+def test_a_part_that_cannot_be_hashed_is_made_like_any_other():
+    @dataclass
+    class Part:  # equality without a hash
+        size: int = 3
+
+        def __call__(self, step: int = 1):
+            return self.size * step
+
+    parts = registry.Registry("test part")
+    try:
+        parts.register("own")(Part())
+        assert parts.make("own", step=2) == 6
+        assert parts.spelt_out({"name": "own"}) == {"name": "own", "step": 1}
+    finally:
+        del registry.Registry._all["test part"]

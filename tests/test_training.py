@@ -1,9 +1,11 @@
 import itertools
 import math
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 
 from ddpmlab import data, networks, samplers, schedules
 from ddpmlab.denoisers import WEIGHTINGS, Denoiser, Guided
+from ddpmlab.files import safe_open
 from ddpmlab.training import CheckpointError, NonFiniteLossError, Options, build_seeded, fit
 
 DEVICES = [
@@ -487,6 +490,7 @@ def test_a_resumed_run_ends_at_the_same_bits(points, tmp_path, build, options, d
 
 RUN = """
 import sys
+import threading
 from ddpmlab import data, networks, schedules
 from ddpmlab.denoisers import Denoiser
 from ddpmlab.training import build_seeded, fit
@@ -524,6 +528,32 @@ def test_two_runs_may_write_one_checkpoint(points, tmp_path):
     assert all(same(first, other) for other in others)
     assert same(first, fit(denoiser(), points, 40, batch_size=32).weights[40])
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path):
+    path, contents, done = tmp_path / "run.safetensors", [], threading.Event()
+    for size in (10, 10_000):
+        save_file({"x": torch.full((size,), size)}, tmp_path / "new", metadata={"size": str(size)})
+        contents.append((tmp_path / "new").read_bytes())
+
+    def replace():
+        for i in itertools.count():
+            (tmp_path / "new").write_bytes(contents[i % 2])
+            os.replace(tmp_path / "new", path)
+            if done.is_set():
+                return
+
+    path.write_bytes(contents[0])
+    with ThreadPoolExecutor(1) as executor:
+        writer = executor.submit(replace)
+        try:
+            for _ in range(1_000):
+                with safe_open(path, "pt") as file:
+                    header, x = file.metadata(), file.get_tensor("x")
+                assert len(x) == x[0] == int(header["size"])
+        finally:
+            done.set()
+    writer.result()
 
 
 def test_a_checkpoint_goes_on_only_with_the_run_that_wrote_it(points, tmp_path):

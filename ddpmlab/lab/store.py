@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from ddpmlab.files import read_header
 
 KINDS = ("train", "sample", "score", "reference", "truth", "table")
 _SUFFIX = ".safetensors"
@@ -57,19 +58,14 @@ def _encode(entry: Entry) -> bytes:
     return save(tensors, {"note": note, "sha256": _checksum(note, tensors)})
 
 
-def _header(raw: bytes) -> dict[str, str]:
-    (size,) = struct.unpack("<Q", raw[:8])
-    return json.loads(raw[8 : 8 + size])["__metadata__"]
-
-
 def _decode(raw: bytes) -> Entry | None:
     """The entry in a file's bytes, or None if it is damaged."""
     try:
-        header, tensors = _header(raw), load(raw)
+        header, tensors = read_header(raw), load(raw)
         if _checksum(header["note"], tensors) != header["sha256"]:
             return None
         return Entry(json.loads(header["note"]), tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error):
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -113,8 +109,8 @@ class Store:
         try:
             with self._fs.open(self.path(kind, key), "rb") as file:
                 start = file.read(8)
-                return json.loads(_header(start + file.read(struct.unpack("<Q", start)[0]))["note"])
-        except (FileNotFoundError, ValueError, KeyError, struct.error):
+                return json.loads(read_header(start + file.read(int.from_bytes(start, "little")))["note"])
+        except (FileNotFoundError, ValueError, KeyError):
             return None
 
     def put(self, kind: str, key: str, note: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Entry:

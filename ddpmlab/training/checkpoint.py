@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpmlab.denoisers import Denoiser
-from ddpmlab.files import atomic
+from ddpmlab.files import atomic, safe_open
 from ddpmlab.registry import PARSING
 from ddpmlab.schedules import Schedule
 from ddpmlab.training.draws import Draws

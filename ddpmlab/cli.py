@@ -79,6 +79,10 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
     pooch.get_logger().setLevel("WARNING")  # data that are not to be had are told in one line
     device, workers, scheduler = where
     cluster.use_device(device)
+    if not (dry_run or force or overrides or into):
+        for name in pages.chosen(project, studies):
+            if pages.refresh_text(project, name, profile):
+                click.echo(f"{name}: only its text had changed; it is in the page, and nothing ran")
     todo = batch.plan(project, studies, profile, overrides, force)
     if dry_run:
         for name in pages.chosen(project, studies):

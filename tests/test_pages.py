@@ -40,7 +40,9 @@ def notebooks(tmp_path):
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         }
-        notebook.cells = [PARAMETERS] * parameters + [nbformat.v4.new_code_cell(s) for s in sources]
+        notebook.cells = [PARAMETERS] * parameters + [
+            s if isinstance(s, nbformat.NotebookNode) else nbformat.v4.new_code_cell(s) for s in sources
+        ]
         folder = tmp_path / "notebooks"
         folder.mkdir(exist_ok=True)
         nbformat.write(notebook, folder / "tiny.ipynb")
@@ -169,6 +171,38 @@ def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_p
     found = pages.status(project, "tiny", "quick")
     assert (found.state, found.why) == ("stale", "template changed")
     assert (book / "studies" / "tiny.ipynb").exists()
+
+
+def test_new_prose_gets_into_a_page_and_nothing_runs(notebooks, tmp_path):
+    text, command = nbformat.v4.new_markdown_cell, ["run", "tiny", "--root", str(tmp_path)]
+    project = notebooks(text("Before."), TABLE, "from pathlib import Path; Path(results).absolute().name")
+    (tmp_path / "book").mkdir()
+    assert CliRunner().invoke(main, command).exit_code == 0
+    book = project.book("quick")
+    ran, known = nbformat.read(book / "studies" / "tiny.ipynb", 4), project.provenance("quick")["tiny"]
+    tables = {name: (book / name).read_bytes() for name in files(book) if name.endswith(".csv")}
+
+    project = notebooks(text("After."), TABLE, text("More."), "from pathlib import Path; Path(results).absolute().name")
+    assert (pages.status(project, "tiny", "quick").why) == "text changed"
+    answer = CliRunner().invoke(main, [*command, "--dry-run"])
+    assert "would run" in answer.output
+    assert nbformat.read(book / "studies" / "tiny.ipynb", 4) == ran
+    answer = CliRunner().invoke(main, command)
+    assert (answer.exit_code, answer.output) == (
+        0, "tiny: only its text had changed; it is in the page, and nothing ran\n"
+    )  # fmt: skip
+    page = nbformat.read(book / "studies" / "tiny.ipynb", 4)
+    assert [c.source for c in page.cells if c.cell_type == "markdown"] == ["After.", "More."]
+    assert [c.cell_type for c in page.cells] == ["code", "code", "markdown", "code", "markdown", "code"]
+    assert [c for c in page.cells if c.cell_type == "code"] == [c for c in ran.cells if c.cell_type == "code"]
+    assert pages.status(project, "tiny", "quick").state == "fresh"
+    now = project.provenance("quick")["tiny"]
+    assert {**now, "fingerprint": 0} == {**known, "fingerprint": 0}
+    assert {name: (book / name).read_bytes() for name in tables} == tables
+
+    notebooks(text("After all."), TABLE, "x + 1")
+    assert (pages.status(project, "tiny", "quick").why) == "template changed"
+    assert not pages.refresh_text(project, "tiny", "quick")
 
 
 @pytest.mark.parametrize(

@@ -183,23 +183,29 @@ def _imported(template: Path) -> list[str]:
     return found
 
 
-def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What a page depends on, by part: template, parameters, code and data (the keys of its runs)."""
-    template = project.notebooks / f"{study}.ipynb"
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def cells_of(template: Path) -> dict[str, str]:
+    """Hashes of a template: `template`, the cells that run, and `text`, these and the prose between them."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(template, as_version=4).cells]
+    return {"template": _digest([cell for cell in cells if cell[0] != "markdown"]), "text": _digest(cells)}
+
+
+def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What a page depends on, by part: template, its text, parameters, code and data (the keys of its runs)."""
+    template = project.notebooks / f"{study}.ipynb"
     made = project.study(study, parameters)
     keys = []
     for run in made.runs if made else []:
         keys.append(stages.sample_key(run.config, run.step))
         keys += [stages.score_key(run.config, run.step, metric) for metric in run.config.metrics]
 
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
     return {
-        "template": digest(cells),
-        "parameters": digest({k: v for k, v in parameters.items() if k != "results"}),
-        "code": digest([sorted(keys), sorted(_imported(template))]),
+        **cells_of(template),
+        "parameters": _digest({k: v for k, v in parameters.items() if k != "results"}),
+        "code": _digest([sorted(keys), sorted(_imported(template))]),
     }
 
 
@@ -241,6 +247,7 @@ def status(
         return PageStatus(study, "missing", str(error), {}, None)
 
 
+_TEXT_CHANGED = "text changed"
 _NO_DATA = "its data are not here: `ddpmlab data` fetches them"
 
 
@@ -264,6 +271,8 @@ def state(project: Project, study: str, profile: str, overrides: Mapping[str, An
         return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
     now = fingerprint(project, study, parameters)
     changed = [part for part, digest in now.items() if known.get("fingerprint", {}).get(part) != digest]
+    if "template" in changed and "text" in changed:
+        changed.remove("text")  # it covers the cells that run
     if changed:
         return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
     return PageStatus(study, "fresh", "", known, None)
@@ -299,14 +308,14 @@ def _move(staged: Path, book: Path) -> None:
         os.replace(path, target)
 
 
-def publish(study: str, page: nbformat.NotebookNode, produced: Path, book: Path, provenance: dict[str, Any]) -> None:
-    """Put a run's page, tables, claims and provenance into the book, together.
+def publish(
+    study: str, page: nbformat.NotebookNode, produced: Path | None, book: Path, provenance: dict[str, Any]
+) -> None:
+    """Put a run's page, tables, claims and provenance into the book, together; without `produced`, no tables.
 
     They are first complete in a folder of their own that is then marked ready; from there a killed publisher's work is
     finished by `recover`.
     """
-    claims, note = produced / f"{study}.claims.csv", produced / f"{study}.environment.json"
-    environment = json.loads(note.read_text()) if note.exists() else {}
     recover(book)
     with _locked(book):
         staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=book))
@@ -315,27 +324,59 @@ def publish(study: str, page: nbformat.NotebookNode, produced: Path, book: Path,
             results.mkdir()
             (staged / "studies").mkdir()
             nbformat.write(page, staged / "studies" / f"{study}.ipynb")
-            for path in sorted(produced.iterdir()):
-                if path not in (claims, note):
-                    shutil.copyfile(path, results / path.name)
-            known = book / "results" / "claims.csv"
-            others = pd.read_csv(known, dtype=str) if known.exists() else pd.DataFrame()
-            others = others[others["page"] != study] if len(others) else others
-            own = [pd.read_csv(claims, dtype=str)] if claims.exists() else []
-            merged = pd.concat([others, *own], ignore_index=True)
-            if len(merged):
-                merged.sort_values("id").to_csv(results / "claims.csv", index=False)
-            elif known.exists():
-                known.unlink()
+            if produced is not None:
+                provenance = {**_stage_tables(study, produced, results, book), **provenance}
             known = book / "results" / "provenance.json"
             everything = json.loads(known.read_text()) if known.exists() else {}
-            everything[study] = {**environment, **provenance}
+            everything[study] = provenance
             (results / "provenance.json").write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
             (staged / "ready").touch()
             _move(staged, book)
         finally:
             if not (staged / "ready").exists() or not any(p.is_file() for p in staged.glob("*/*")):
                 shutil.rmtree(staged, ignore_errors=True)  # what is complete and not moved is left to `recover`
+
+
+def _stage_tables(study: str, produced: Path, results: Path, book: Path) -> dict[str, str]:
+    """Copy what a run wrote to `results`, its claims among the book's others; returns its environment."""
+    claims, note = produced / f"{study}.claims.csv", produced / f"{study}.environment.json"
+    for path in sorted(produced.iterdir()):
+        if path not in (claims, note):
+            shutil.copyfile(path, results / path.name)
+    known = book / "results" / "claims.csv"
+    others = pd.read_csv(known, dtype=str) if known.exists() else pd.DataFrame()
+    others = others[others["page"] != study] if len(others) else others
+    own = [pd.read_csv(claims, dtype=str)] if claims.exists() else []
+    merged = pd.concat([others, *own], ignore_index=True)
+    if len(merged):
+        merged.sort_values("id").to_csv(results / "claims.csv", index=False)
+    elif known.exists():
+        known.unlink()
+    return json.loads(note.read_text()) if note.exists() else {}
+
+
+def refresh_text(project: Project, study: str, profile: str) -> bool:
+    """Put the template's prose into a page that is stale for nothing else, running nothing; whether it did so.
+
+    What was computed, and the record of it, stay as they are: the cells that run are those of the page.
+    """
+    found = state(project, study, profile)
+    if (found.state, found.why) != ("stale", _TEXT_CHANGED):
+        return False
+    book, template = project.book(profile), project.notebooks / f"{study}.ipynb"
+    page = nbformat.read(book / "studies" / f"{study}.ipynb", as_version=4)
+    ran, cells = iter([cell for cell in page.cells if cell.cell_type != "markdown"]), []
+    for cell in nbformat.read(template, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            cells.append(cell)
+            continue
+        cells.append(next(ran))
+        if "parameters" in cell.metadata.get("tags", []):
+            cells.append(next(ran))  # the values that were given
+    page.cells = cells
+    mark = {**found.provenance["fingerprint"], **cells_of(template)}
+    publish(study, page, None, book, {**found.provenance, "fingerprint": mark})
+    return True
 
 
 # --- one notebook ----------------------------------------------------------------------------------------------

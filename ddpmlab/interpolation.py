@@ -893,9 +893,9 @@ def compare(
     """Run ways over the same pairs of test pictures, and measure every path.
 
     Args:
-        denoiser: of `pictures.standardised()`.
+        denoiser: of `pictures.standardised()`; paths are computed on its device, and measured on the CPU.
         pictures: Fashion-MNIST in own units, with labels.
-        ways: by name, see `sleeve_ways`.
+        ways: by name, see `sleeve_ways`; what they read or hold is on the denoiser's device.
         n_pairs: pairs drawn from the test split by `draw_pairs`.
         n_points: frames a path.
         seed: of the pairs and of whatever is random in a way.
@@ -913,18 +913,18 @@ def compare(
     known = law.split()
     pairs = draw_pairs(split.test, split.test_labels, n_pairs, seed)
     labels = split.test_labels[pairs.first], split.test_labels[pairs.last]
-    ends = known.test[pairs.first], known.test[pairs.last]
+    device = denoiser.device
+    ends = known.test[pairs.first].to(device), known.test[pairs.last].to(device)
     first, last = split.test[pairs.first], split.test[pairs.last]
     real = split.train[torch.isin(split.train_labels, torch.tensor(sleeves.TOPS))]
     band = ghost_band(split.train, split.train_labels)
     weights, frames, rows = torch.linspace(0, 1, n_points), {}, []
-    device = str(ends[0].device.type)
     for name, way in tqdm(ways.items(), desc="ways", disable=not progress, file=sys.stdout):
 
         def compute(way: Way = way) -> tuple[Tensor, float]:
-            with torch.autocast(device, precision, enabled=precision is not None):
+            with torch.autocast(device.type, precision, enabled=precision is not None):
                 found, nfe = walk(denoiser, way, *ends, weights, labels, seed)
-            return (255 * law.to_own_units(found).clamp(0, 1)).round().to(torch.uint8), nfe
+            return (255 * law.to_own_units(found.cpu()).clamp(0, 1)).round().to(torch.uint8), nfe
 
         found, nfe = compute() if remember is None else remember(str(name), compute)
         frames[name] = found.float() / 255

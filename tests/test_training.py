@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pretended
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,10 +20,16 @@ from ddpmlab.denoisers import WEIGHTINGS, Denoiser, Guided
 from ddpmlab.files import safe_open
 from ddpmlab.training import CheckpointError, NonFiniteLossError, Options, build_seeded, fit
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
-]
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA), "pretended"])
+def device(request):
+    if request.param != "pretended":
+        yield request.param
+        return
+    with pretended.cuda():
+        yield "cuda"
 
 
 def mlp(dim=3, hidden=(16, 16), **options):
@@ -374,7 +381,6 @@ def test_dropout_acts_in_training_and_not_in_sampling(points):
 # --- seeds and devices ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_the_same_seed_gives_the_same_bits(points, device):
     options = {"n_steps": 120, "batch_size": 64, "ema_decay": 0.9, "device": device}
     first, second = fit(denoiser(), points, seed=3, **options), fit(denoiser(), points, seed=3, **options)
@@ -432,7 +438,7 @@ def test_cuda_is_missed_where_there_is_none(points, monkeypatch):
     assert Options().torch_device == torch.device("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@CUDA
 def test_steps_on_a_gpu_do_not_wait_for_each_other(points):
     def watch(step):
         torch.cuda.set_sync_debug_mode("error" if 2 <= step < 90 else "default")
@@ -458,7 +464,6 @@ def stop_at(last):
     return stop
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("build", "options"),
     [
@@ -490,7 +495,6 @@ def test_a_resumed_run_ends_at_the_same_bits(points, tmp_path, build, options, d
 
 RUN = """
 import sys
-import threading
 from ddpmlab import data, networks, schedules
 from ddpmlab.denoisers import Denoiser
 from ddpmlab.training import build_seeded, fit

@@ -101,14 +101,15 @@ class Law(Dataset):
                 `sigma` may also be `(dim,)` or `(n, dim)`, one scale per dimension.
 
         Returns:
-            :math:`\log q(x_t)` of shape `(n,)` and :math:`E[x_0|x_t]` of shape `(n, dim)`.
+            :math:`\log q(x_t)` of shape `(n,)` and :math:`E[x_0|x_t]` of shape `(n, dim)`, float64, on the device of
+            `x_t`; computed on the CPU.
 
         Raises:
             ValueError: a shape does not fit, a value is not finite, `alpha` <= 0 or `sigma` < 0.
         """
-        x = check_points(x_t, self.dim, "x_t")
-        alpha = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(len(x), 1)
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x), self.dim)
+        x = check_points(x_t, self.dim, "x_t").cpu()
+        alpha = torch.as_tensor(alpha, dtype=torch.float64, device="cpu").expand(len(x), 1)
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x), self.dim)
         if not (alpha > 0).all():
             raise ValueError(f"alpha = {alpha.min():g}; the posterior mean needs alpha > 0")
         if not (sigma >= 0).all():
@@ -125,7 +126,7 @@ class Law(Dataset):
             chunk = order[start : start + max(1, size)]
             log_prob[chunk], mean[chunk] = self._marginal(x[chunk], alpha[chunk], sigma[chunk])
             start += len(chunk)
-        return log_prob, mean
+        return log_prob.to(x_t.device), mean.to(x_t.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of points `(n, dim)`, in nats, shape `(n,)`."""

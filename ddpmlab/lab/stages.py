@@ -55,7 +55,8 @@ def _schedule(part: Part) -> list:
 def train_key(config: Experiment) -> str:
     """Key of a training: everything that its weights depend on."""
     if config.weights is not None:
-        return f"{config.weights}-{weights.digest(config.weights)}"
+        device = config.training.torch_device.type
+        return "-".join([config.weights, weights.digest(config.weights), *([] if device == "cpu" else [device])])
     dataset = config.data
     options = config.training.options(config.training.n_points or dataset.n_train)
     found = {
@@ -188,6 +189,12 @@ def trained(config: Experiment, step: int | None = None, store: Store | None = N
     return denoiser.eval().requires_grad_(False)
 
 
+def _placed(config: Experiment, step: int | None, store: Store) -> Denoising:
+    """The denoiser of a config; a network on the device that it is trained on, as that samples and scores it faster."""
+    denoiser = trained(config, step, store)
+    return denoiser.to(config.training.torch_device) if config.denoiser == "network" else denoiser
+
+
 def sampling_seed(config: Experiment) -> int:
     """Seed of a config's samples and of the draws of its scores: its own, apart for every draw of them."""
     return config.seed + 7_919 * config.draw
@@ -225,7 +232,7 @@ def sample(config: Experiment, step: int | None = None, store: Store | None = No
     key = sample_key(config, step)
     entry = store.get("sample", key)
     if entry is None:
-        denoiser = None if config.denoiser == "law" else trained(config, step, store)
+        denoiser = None if config.denoiser == "law" else _placed(config, step, store)
         points, note = _sample(config, denoiser)
         entry = store.put("sample", key, note | {"made": _made("sample", config, step=step)}, {"x": points})
     return entry.tensors["x"], {name: entry.note[name] for name in ("seconds_sample", "nfe")}
@@ -270,7 +277,7 @@ def score(config: Experiment, step: int | None = None, store: Store | None = Non
         entry = store.get("score", key)
         if entry is None:
             start = perf_counter()
-            denoiser = trained(config, step, store) if SCORES[metric].of == "denoiser" else None
+            denoiser = _placed(config, step, store) if SCORES[metric].of == "denoiser" else None
             found = _score(config, metric, points, denoiser, store)
             note = {"values": found, "seconds": perf_counter() - start}
             entry = store.put("score", key, note | {"made": _made("score", config, step=step, metric=metric)})

@@ -37,8 +37,8 @@ def check_samples(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]
     """Return both samples as float64 after checking shapes, sizes and values.
 
     Raises:
-        ValueError: not two dimensions, different ones, fewer than `least` points, NaN or infinity, or coordinates whose
-            squares float64 does not hold.
+        ValueError: not two dimensions, different ones or devices, fewer than `least` points, NaN or infinity, or
+            coordinates whose squares float64 does not hold.
     """
     checked = []
     for name, sample in (("x", x), ("y", y)):
@@ -60,6 +60,8 @@ def check_samples(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]
         checked.append(sample)
     if checked[0].shape[1] != checked[1].shape[1]:
         raise ValueError(f"x has {checked[0].shape[1]} dimensions, y has {checked[1].shape[1]}; they must agree")
+    if checked[0].device != checked[1].device:
+        raise ValueError(f"x is on {checked[0].device}, y on {checked[1].device}; move one with .to(...)")
     return checked[0], checked[1]
 
 

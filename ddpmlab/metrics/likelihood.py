@@ -181,10 +181,10 @@ class Truth:
     def squared_errors(self, denoiser: Denoising) -> Tensor:
         r""":math:`|D - D^\ast|^2` of each point at each level, `(L, n)`."""
         weight = next(denoiser.parameters(), None)
-        dtype, device = (torch.float64, "cpu") if weight is None else (weight.dtype, weight.device)
+        dtype = torch.float64 if weight is None else weight.dtype
         with torch.no_grad():
             estimates = torch.stack(
-                [denoiser(x.to(device, dtype), t).cpu().double() for x, t in zip(self.x_t, self.times, strict=True)]
+                [denoiser(x.to(denoiser.device, dtype), t).cpu().double() for x, t in zip(self.x_t, self.times, strict=True)]
             )
         return (estimates - self.exact).square().flatten(2).sum(2)
 
@@ -290,20 +290,21 @@ def _divergence(denoiser: Denoising, x: Tensor, alpha: float, sigma: float, t: T
             trace += (up - down)[:, k] / (2 * h)
         return denoiser(alpha * x, t), trace
     with torch.enable_grad():
-        x = x.to(weight.dtype).requires_grad_()
+        x = x.to(weight.device, weight.dtype).requires_grad_()
         data = denoiser(alpha * x, t)
         trace = sum(
             torch.autograd.grad(data[:, k].sum(), x, retain_graph=k + 1 < x.shape[1])[0][:, k]
             for k in range(x.shape[1])
         )
-    return data.detach().double(), trace.double()
+    return data.detach().cpu().double(), trace.cpu().double()
 
 
 def log_likelihood(denoiser: Denoising, x: Tensor, tolerance: float = 1e-4) -> Tensor:
     r"""Log density `(n,)` of points under the probability-flow ODE of a denoiser, in nats.
 
     The density is that of :math:`\hat x` at the schedule's first noise level, where sampling ends; the prior is
-    N(0, I) scaled to the last. Solved by dopri5 (torchdiffeq) with exact divergence; for two or three dimensions.
+    N(0, I) scaled to the last. Solved by dopri5 (torchdiffeq) with exact divergence; for two or three dimensions. The
+    solver and the density are on the CPU, wherever the denoiser is.
 
     Args:
         denoiser: a trained or exact denoiser.
@@ -319,7 +320,7 @@ def log_likelihood(denoiser: Denoising, x: Tensor, tolerance: float = 1e-4) -> T
         data, trace = _divergence(denoiser, state[:, :-1], alpha, sigma, t)
         return torch.cat([state[:, :-1] - data, (x.shape[1] - trace)[:, None]], 1)
 
-    x = x.double()
+    x = x.double().cpu()
     start = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float64)], 1)
     span = torch.tensor([math.log(first), math.log(last)], dtype=torch.float64)
     end = odeint(slope, start, span, rtol=tolerance, atol=tolerance, method="dopri5")[-1]

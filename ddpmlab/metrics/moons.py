@@ -46,7 +46,7 @@ def thickness(x: Tensor) -> float:
     Raises:
         ValueError: bad samples, or every point is divergent.
     """
-    x = check_samples(x, torch.zeros(2, 2))[0]
+    x = check_samples(x, torch.zeros(2, 2, device=x.device))[0]
     kept = x[(x.abs() <= DIVERGENT).all(1)]
     if len(kept) == 0:
         raise ValueError(
@@ -72,7 +72,7 @@ def report_scores(x: Tensor) -> dict[str, float]:
         `mmd_published`, `energy_distance_published`, `sliced_wasserstein_published`, `c2st_roc_published` and
         `c2st_accuracy_published`. The classifier's folds share their seed with the real points, as in the report.
     """
-    real = report_sample()
+    real = report_sample().to(x.device)
     test = c2st(x, real, convention="two-moons-report")
     return {
         "mmd_published": mmd2(x, real, "two-moons-report"),

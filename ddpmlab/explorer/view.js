@@ -19,7 +19,7 @@ const explorerView = (() => {
     dpmpp_2m: "DPM-Solver++(2M)",
     unipc: "UniPC",
   };
-  const SPACINGS = { default: "schedule's default", leading: "leading", linspace: "linspace", trailing: "trailing" };
+  const SPACINGS = { default: "default", leading: "leading", linspace: "linspace", trailing: "trailing" };
   const SPEEDS = [0.25, 0.5, 1, 2, 4];
   const MOST_PICKS = 12;
   const SECONDS = 6; // of playback at speed 1
@@ -1850,10 +1850,10 @@ const explorerView = (() => {
         h(
           "div",
           { class: "ddx-grid" },
-          labelled("Denoiser", family),
+          labelled("Denoiser", family, { class: "ddx-wide" }),
           labelled("Stage of training", stage),
           labelled("Schedule", schedule),
-          labelled("Solver", selectFor(`${side}_solver`, Object.entries(SOLVERS))),
+          labelled("Solver", selectFor(`${side}_solver`, Object.entries(SOLVERS)), { class: "ddx-wide" }),
           labelled("Steps", stepsInput),
           labelled("Spacing", selectFor(`${side}_spacing`, Object.entries(SPACINGS))),
           eta,

@@ -29,6 +29,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from html import escape, unescape
 from importlib.metadata import version
 from io import BytesIO
@@ -79,6 +80,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV as text; none if there is no such file."""
     if not path.exists():
         return []
+    state = path.stat()
+    return _rows(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=32)  # a table is asked for once a claim
+def _rows(path: Path, *state: int) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -866,12 +873,12 @@ def _finish_build(app, error) -> None:
 
 def _add_limits(results: Path, copies: list[Path]) -> None:
     """Write floor and ceiling of each claim's score into the copies of `claims.csv` that readers take away."""
-    rows = list(read_claims(results).values())
+    rows = []
+    for row in read_claims(results).values():
+        ends = zip(("floor", "ceiling"), limits(results, row), strict=True)
+        rows.append(row | {name: "" if end is None else f"{end:.6g}" for name, end in ends})
     if not rows:
         return
-    for row in rows:
-        ends = zip(("floor", "ceiling"), limits(results, row), strict=True)
-        row |= {name: "" if end is None else f"{end:.6g}" for name, end in ends}
     for path in copies:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))

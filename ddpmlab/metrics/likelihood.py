@@ -184,7 +184,10 @@ class Truth:
         dtype = torch.float64 if weight is None else weight.dtype
         with torch.no_grad():
             estimates = torch.stack(
-                [denoiser(x.to(denoiser.device, dtype), t).cpu().double() for x, t in zip(self.x_t, self.times, strict=True)]
+                [
+                    denoiser(x.to(denoiser.device, dtype), t).cpu().double()
+                    for x, t in zip(self.x_t, self.times, strict=True)
+                ]
             )
         return (estimates - self.exact).square().flatten(2).sum(2)
 

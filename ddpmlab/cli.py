@@ -79,7 +79,8 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
     pooch.get_logger().setLevel("WARNING")  # data that are not to be had are told in one line
     device, workers, scheduler = where
     cluster.use_device(device)
-    if not (dry_run or force or overrides or into):
+    as_is = not (force or overrides or into)  # what has new text alone need not run
+    if as_is and not dry_run:
         for name in pages.chosen(project, studies):
             if pages.refresh_text(project, name, profile):
                 click.echo(f"{name}: only its text had changed; it is in the page, and nothing ran")
@@ -88,6 +89,8 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
         for name in pages.chosen(project, studies):
             found = pages.status(project, name, profile, overrides=overrides)
             state = "would run" if name in todo else "fresh"
+            if as_is and found.why == pages.TEXT_CHANGED:
+                state = "new text"
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
         return

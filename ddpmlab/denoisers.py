@@ -38,6 +38,13 @@ MIN_SNR_GAMMA = 5.0
 _TINY = 1e-12
 
 
+def _as(values: Tensor, like: Tensor) -> Tensor:
+    """Values in the dtype and on the device of another tensor; a single one without a wait for the device."""
+    if values.numel() > 1 or values.device == like.device:
+        return values.to(like)
+    return torch.full(values.shape, float(values), dtype=like.dtype, device=like.device)
+
+
 class Denoising(nn.Module):
     """The interface of everything that denoises: a schedule, the shape of a point, and `forward(x_t, t, label)` = D.
 
@@ -68,7 +75,7 @@ class Denoising(nn.Module):
     def scales(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma at t as `(n, 1, ..., 1)` or `(1, 1, ..., 1)` tensors of the dtype and device of `x_t`."""
         alpha, sigma = self.schedule(self._times(x_t, t))
-        return tuple(a.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t) for a in (alpha, sigma))
+        return tuple(_as(a, x_t).reshape(-1, *[1] * (x_t.ndim - 1)) for a in (alpha, sigma))
 
     def _times(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """t as float64 on the CPU, after checking that it and `x_t` fit."""
@@ -127,7 +134,7 @@ class Denoiser(Denoising):
     def _condition(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         if self.parameterisation == "edm":
             return 0.25 * (sigma / alpha).clamp(1e-5, 1e5).log().reshape(-1)
-        return (t / self.schedule.t_max).to(alpha).reshape(-1)
+        return _as(t / self.schedule.t_max, alpha).reshape(-1)
 
     def _ask(self, scaled: Tensor, condition: Tensor, label: Tensor | None) -> Tensor:
         # under autocast a network may answer in less precision than it was asked in

@@ -24,6 +24,11 @@ _SIZED = {
     _aten.nonzero.default, _aten.masked_select.default, _aten._unique2.default, _aten.unique_dim.default,
     _aten.unique_consecutive.default, _aten.repeat_interleave.Tensor, _aten.bincount.default,
 }  # fmt: skip
+_CHECKED = tuple(  # factorisations: they read back whether they succeeded
+    f"aten::{name}"
+    for name in ("_linalg", "cholesky", "linalg_chol", "linalg_eig", "linalg_inv", "linalg_l", "linalg_q")
+)
+_FILLING = {_aten.masked_fill.Tensor, _aten.masked_fill_.Tensor, _aten.fill_.Tensor}
 _INDEXING = {_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default}
 
 
@@ -95,6 +100,7 @@ class Device(TorchDispatchMode):
         outside = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice)]
         asked = kwargs.get("device")
         to = torch.device(asked).type if asked is not None else "cuda" if inside else "cpu"
+        to = "cuda" if to == "meta" else to  # what C++ takes its tensors for: `x.to(other)`, `x.new_zeros(3)`
         if operation in _COPIES:
             if operation is _aten.copy_.default:
                 to = "cuda" if isinstance(args[0], OnDevice) else "cpu"
@@ -102,7 +108,7 @@ class Device(TorchDispatchMode):
                 self.waits.append(operation.name())
         elif inside:
             self._check(operation, args, kwargs, outside)
-        if inside and (operation in _READS or operation in _SIZED):
+        if inside and (operation in _READS | _SIZED or operation.name().startswith(_CHECKED)):
             self.waits.append(operation.name())
         if to == "cpu" and not inside:
             return operation(*args, **kwargs)
@@ -132,8 +138,15 @@ class Device(TorchDispatchMode):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         if not outside:
             return
-        scalars = torch.Tag.pointwise in operation.tags or operation.name().startswith("aten::_foreach")
-        if not (scalars and all(x.ndim == 0 for x in outside)):
+        written = [
+            value
+            for i, argument in enumerate(operation._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for value in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name))
+        ]
+        scalars = torch.Tag.pointwise in operation.tags or operation in _FILLING
+        scalar = len(outside) == 1 and outside[0].ndim == 0 and not any(outside[0] is x for x in written)
+        if not (scalars and scalar):
             shapes = [tuple(x.shape) for x in outside]
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but {shapes} are on the cpu ({operation})"
@@ -158,6 +171,8 @@ class _Indexed(TorchFunctionMode):
             to = torch.device(named_ones.get("device") or like).type
             if getattr(generator, "of", "cpu") != to:
                 raise RuntimeError(f"Expected a '{to}' device type for generator ({function.__name__})")
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
         if function in (torch.tensor, torch.as_tensor) and named_ones.get("device") == CUDA:  # made here, then moved
             dtype = named_ones.pop("dtype", None)
             given = args[0] if isinstance(args[0], torch.Tensor) else torch.tensor(args[0], dtype=dtype)

@@ -1,7 +1,7 @@
 """Everything of the library on a device: a real CUDA one where there is one, and one that the CPU plays (`pretended`).
 
 Noise comes from generators of the CPU where two devices are compared. What trains on the played device must give the
-CPU's weights; and between two reports of the loss no step may wait for the device.
+CPU's weights; and no step may wait for the device but to report the loss or to keep weights.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ import pretended
 import pytest
 import torch
 
-from ddpmlab import data, metrics, networks, samplers, schedules
+from ddpmlab import data, interpolation, metrics, networks, samplers, schedules
+from ddpmlab.data import fashion_mnist
 from ddpmlab.denoisers import Denoiser, EmpiricalDenoiser, ExactDenoiser, Guided
 from ddpmlab.lab import Experiment, Training, stages
 from ddpmlab.lab.store import Store
-from ddpmlab.metrics import images, likelihood, moons
+from ddpmlab.metrics import images, likelihood, moons, sleeves
 from ddpmlab.training import build_seeded, fit
 from ddpmlab.training.loop import LOG_EVERY
 
@@ -34,12 +35,7 @@ CHAIN = likelihood.Truth.of(HELIX, LINEAR, n=20, times=LINEAR.times())
 PATH = likelihood.Truth.of(HELIX, LINEAR, n_levels=4, n=20)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
-        "pretended",
-    ]
-)
+@pytest.fixture(params=["cuda", "pretended"] if torch.cuda.is_available() else ["pretended"])
 def cuda(request):
     """A context in which there is a CUDA device."""
     return contextlib.nullcontext if request.param == "cuda" else pretended.cuda
@@ -111,8 +107,17 @@ WAYS = {
     "calibration": lambda to: metrics.calibrate(metrics.energy_distance, X.to(to), HELIX, repeats=2).value,
     "path KL": lambda to: PATH.path_kl(network().to(to)).value,
     "chain KL": lambda to: CHAIN.chain_kl(network().to(to)).terms,
+    "truth of a training set": lambda to: likelihood.Truth.at(
+        X[:20], EmpiricalDenoiser(Y.to(to), LINEAR), n_levels=4
+    ).exact,
     "path KL of a training set": lambda to: PATH.path_kl(EmpiricalDenoiser(Y.to(to), LINEAR)).value,
     "likelihood": lambda to: likelihood.log_likelihood(network("vp_cosine").to(to), X[:5].to(to), 1e-2),
+    "likelihood by a training set": lambda to: likelihood.log_likelihood(
+        EmpiricalDenoiser(Y.to(to), SCHEDULES["vp_cosine"]), X[:5].to(to), 1e-2
+    ),
+    "likelihood gap of points": lambda to: likelihood.nll_gap(
+        network("vp_cosine").to(to), HELIX, X[:5].to(to), tolerance=1e-2
+    ).value,
     "likelihood gap": lambda to: likelihood.nll_gap(network("vp_cosine").to(to), HELIX, n=5, tolerance=1e-2).value,
     "the report's scores": lambda to: moons.report_scores(MOONS.sample(200, 0).to(to)),
     "thickness": lambda to: moons.thickness(MOONS.sample(200, 0).to(to)),
@@ -134,6 +139,25 @@ def test_a_device_gives_what_the_cpu_gives(what, cuda):
     with cuda():
         found = torch.cat(numbers(WAYS[what]("cuda")))
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fashion_mnist.available(), reason="FashionMNIST is not here: set DDPMLAB_DATA")
+def test_paths_between_pictures_are_those_of_the_cpu(cuda):
+    pictures = data.make("fashion_mnist", n_train=3_000, n_test=2_000)
+    groups = pictures.standardised().split().train[:20], pictures.standardised().split().train[20:40]
+
+    def compare(to):
+        ways = interpolation.sleeve_ways(
+            sleeves.load_ruler().to(to), tuple(group.to(to) for group in groups), n_steps=2, n_dense=3
+        )
+        return interpolation.compare(painter().to(to), pictures, ways, n_pairs=2, n_points=3).frames
+
+    expected = compare("cpu")
+    with cuda():
+        found = compare("cuda")
+    for name, frames in expected.items():
+        assert torch.allclose(found[name], frames, atol=2 / 255), name
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -198,16 +222,17 @@ def test_an_experiment_trains_samples_and_scores_where_it_is_told(metric, cuda, 
         )  # fmt: skip
         return stages.score(config, store=Store(tmp_path / to))
 
-    seen, real = [], samplers.Sampler.sample
-    monkeypatch.setattr(
-        samplers.Sampler,
-        "sample",
-        lambda self, d, *args, **more: (seen.append(d.device.type), real(self, d, *args, **more))[1],
-    )
+    seen, real = set(), Denoiser.forward
+
+    def forward(self, x_t, *args):
+        seen.add(x_t.device.type)
+        return real(self, x_t, *args)
+
     expected = run("cpu")
+    monkeypatch.setattr(Denoiser, "forward", forward)
     with cuda() as played:
         found = run("cuda")
-    assert seen == ["cpu", "cuda"]
+    assert seen == {"cuda"}
     if played is not None:
         assert found[metric] == pytest.approx(expected[metric], rel=1e-4)
 
@@ -235,6 +260,8 @@ def test_two_devices_in_one_score_are_named():
     [
         (lambda x: x + torch.zeros(3), "Expected all tensors to be on the same device"),
         (lambda x: torch.cat([x, torch.zeros(1)]), "Expected all tensors to be on the same device"),
+        (lambda x: torch.tensor(0.0).add_(x.sum()), "Expected all tensors to be on the same device"),
+        (lambda x: x.clamp(torch.tensor(0.0), torch.tensor(1.0)), "Expected all tensors to be on the same device"),
         (lambda x: torch.zeros(3)[x.long()], "indices should be"),
         (lambda x: torch.randn(3, device=x.device, generator=torch.Generator()), "device type for generator"),
         (lambda x: x.numpy(), "can't convert cuda"),
@@ -250,7 +277,11 @@ def test_the_played_device_counts_waits():
         x = torch.arange(3.0, device="cuda")
         y = (x + 1) * torch.tensor(2.0)  # a number from the CPU travels with the kernel
         assert device.waits == []
-        for wait in (lambda: float(y.sum()), lambda: y[y > 2], lambda: y.cpu(), lambda: torch.tensor([1.0]).to("cuda")):
+        waits = (
+            lambda: float(y.sum()), lambda: y[y > 2], lambda: y.cpu(), lambda: torch.tensor([1.0]).to("cuda"),
+            lambda: torch.tensor([1.0]).to(y), lambda: torch.linalg.eigvalsh(y[:, None] * y),
+        )  # fmt: skip
+        for wait in waits:
             before = len(device.waits)
             wait()
             assert len(device.waits) > before

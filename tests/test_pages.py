@@ -173,19 +173,23 @@ def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_p
     assert (book / "studies" / "tiny.ipynb").exists()
 
 
-def test_new_prose_gets_into_a_page_and_nothing_runs(notebooks, tmp_path):
+CODE = "from pathlib import Path; Path(results).absolute().name"  # elsewhere at every run
+
+
+def test_new_prose_and_captions_get_into_a_page_and_nothing_runs(notebooks, tmp_path):
     text, command = nbformat.v4.new_markdown_cell, ["run", "tiny", "--root", str(tmp_path)]
-    project = notebooks(text("Before."), TABLE, "from pathlib import Path; Path(results).absolute().name")
+    project = notebooks(text("Before."), TABLE, CODE)
     (tmp_path / "book").mkdir()
     assert CliRunner().invoke(main, command).exit_code == 0
     book = project.book("quick")
     ran, known = nbformat.read(book / "studies" / "tiny.ipynb", 4), project.provenance("quick")["tiny"]
     tables = {name: (book / name).read_bytes() for name in files(book) if name.endswith(".csv")}
 
-    project = notebooks(text("After."), TABLE, text("More."), "from pathlib import Path; Path(results).absolute().name")
+    figure = nbformat.v4.new_code_cell(CODE, metadata={"mystnb": {"figure": {"caption": "Its name."}}})
+    project = notebooks(text("After."), TABLE, text("More."), figure)
     assert (pages.status(project, "tiny", "quick").why) == "text changed"
     answer = CliRunner().invoke(main, [*command, "--dry-run"])
-    assert "would run" in answer.output
+    assert answer.output.split() == ["tiny", "new", "text", "no", "runs"]
     assert nbformat.read(book / "studies" / "tiny.ipynb", 4) == ran
     answer = CliRunner().invoke(main, command)
     assert (answer.exit_code, answer.output) == (
@@ -194,6 +198,8 @@ def test_new_prose_gets_into_a_page_and_nothing_runs(notebooks, tmp_path):
     page = nbformat.read(book / "studies" / "tiny.ipynb", 4)
     assert [c.source for c in page.cells if c.cell_type == "markdown"] == ["After.", "More."]
     assert [c.cell_type for c in page.cells] == ["code", "code", "markdown", "code", "markdown", "code"]
+    assert page.cells[-1].metadata.mystnb == figure.metadata.mystnb
+    del page.cells[-1].metadata["mystnb"]
     assert [c for c in page.cells if c.cell_type == "code"] == [c for c in ran.cells if c.cell_type == "code"]
     assert pages.status(project, "tiny", "quick").state == "fresh"
     now = project.provenance("quick")["tiny"]

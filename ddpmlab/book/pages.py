@@ -188,9 +188,9 @@ def _digest(value: Any) -> str:
 
 
 def cells_of(template: Path) -> dict[str, str]:
-    """Hashes of a template: `template`, the cells that run, and `text`, these and the prose between them."""
-    cells = [(c.cell_type, c.source) for c in nbformat.read(template, as_version=4).cells]
-    return {"template": _digest([cell for cell in cells if cell[0] != "markdown"]), "text": _digest(cells)}
+    """Hashes of a template: `template`, the cells that run, and `text`, these, their captions and the prose between."""
+    cells = [(c.cell_type, c.source, c.metadata) for c in nbformat.read(template, as_version=4).cells]
+    return {"template": _digest([cell[:2] for cell in cells if cell[0] != "markdown"]), "text": _digest(cells)}
 
 
 def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -247,7 +247,7 @@ def status(
         return PageStatus(study, "missing", str(error), {}, None)
 
 
-_TEXT_CHANGED = "text changed"
+TEXT_CHANGED = "text changed"
 _NO_DATA = "its data are not here: `ddpmlab data` fetches them"
 
 
@@ -356,12 +356,12 @@ def _stage_tables(study: str, produced: Path, results: Path, book: Path) -> dict
 
 
 def refresh_text(project: Project, study: str, profile: str) -> bool:
-    """Put the template's prose into a page that is stale for nothing else, running nothing; whether it did so.
+    """Put the template's prose and captions into a page that is stale for nothing else; whether it did so.
 
-    What was computed, and the record of it, stay as they are: the cells that run are those of the page.
+    Nothing runs: what was computed, and the record of it, stay as they are.
     """
     found = state(project, study, profile)
-    if (found.state, found.why) != ("stale", _TEXT_CHANGED):
+    if (found.state, found.why) != ("stale", TEXT_CHANGED):
         return False
     book, template = project.book(profile), project.notebooks / f"{study}.ipynb"
     page = nbformat.read(book / "studies" / f"{study}.ipynb", as_version=4)
@@ -373,6 +373,8 @@ def refresh_text(project: Project, study: str, profile: str) -> bool:
         cells.append(next(ran))
         if "parameters" in cell.metadata.get("tags", []):
             cells.append(next(ran))  # the values that were given
+        else:
+            cells[-1].metadata.update(cell.metadata)  # captions and alternative texts
     page.cells = cells
     mark = {**found.provenance["fingerprint"], **cells_of(template)}
     publish(study, page, None, book, {**found.provenance, "fingerprint": mark})

@@ -163,7 +163,7 @@ class Truth:
     ) -> "Truth":
         """As `of`, for given points `(n, dim)` and the denoiser that is exact for them, as that of a training set."""
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        schedule, x0 = exact.schedule, x0.double()
+        schedule, x0 = exact.schedule, x0.double().cpu()
         if len(x0) < 2:
             raise ValueError(f"n = {len(x0)}; an interval needs at least 2 points")
         if times is None:
@@ -176,7 +176,8 @@ class Truth:
         alpha, sigma = (a.reshape(-1, *[1] * x0.ndim) for a in schedule(times))
         noise = torch.randn((len(times), *x0.shape), generator=generator, dtype=torch.float64)
         x_t = alpha * x0 + sigma * noise
-        return cls(times, x_t, torch.stack([exact(x, t) for x, t in zip(x_t, times, strict=True)]))
+        means = [exact(x.to(exact.device), t).cpu() for x, t in zip(x_t, times, strict=True)]
+        return cls(times, x_t, torch.stack(means))
 
     def squared_errors(self, denoiser: Denoising) -> Tensor:
         r""":math:`|D - D^\ast|^2` of each point at each level, `(L, n)`."""
@@ -284,14 +285,18 @@ def _divergence(denoiser: Denoising, x: Tensor, alpha: float, sigma: float, t: T
     """
     weight = next(denoiser.parameters(), None)
     if weight is None:
+
+        def estimate(x_t):
+            return denoiser(x_t.to(denoiser.device), t).to(x_t)
+
         h = 1e-4 * sigma / alpha
         trace = torch.zeros(len(x), dtype=x.dtype)
         for k in range(x.shape[1]):
             step = torch.zeros_like(x)
             step[:, k] = h
-            up, down = denoiser(alpha * (x + step), t), denoiser(alpha * (x - step), t)
+            up, down = estimate(alpha * (x + step)), estimate(alpha * (x - step))
             trace += (up - down)[:, k] / (2 * h)
-        return denoiser(alpha * x, t), trace
+        return estimate(alpha * x), trace
     with torch.enable_grad():
         x = x.to(weight.device, weight.dtype).requires_grad_()
         data = denoiser(alpha * x, t)
@@ -348,6 +353,6 @@ def nll_gap(
     """
     generator = torch.Generator().manual_seed(seed)
     level = float(denoiser.schedule.noise_level(denoiser.schedule.t_min))
-    x = law.sample(n, generator) if points is None else points.double()
+    x = law.sample(n, generator) if points is None else points.double().cpu()
     x = x + level * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     return Estimate.of(law.marginal(x, 1.0, level)[0] - log_likelihood(denoiser, x, tolerance))

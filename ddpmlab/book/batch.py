@@ -112,4 +112,6 @@ def run(
                 future.cancel()
             pages.interrupt()
             raise
+        finally:
+            pages.release()
     return failed

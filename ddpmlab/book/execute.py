@@ -1,22 +1,32 @@
-"""One notebook through papermill, in a process of its own: `python -P ddpmlab/book/execute.py job.json`.
+"""Notebooks through papermill, in a process of their own: `python -P ddpmlab/book/execute.py`.
 
-Kernels talk over IPC sockets: kernels that start side by side by TCP take each other's ports now and then. It is a
-script and imports nothing of the package, which would import torch, for the kernel does that again.
+It reads requests, a line of JSON each, and answers each with an exit code. It imports once what every page imports,
+and each notebook's kernel is a fork of it: most of a short page's time was importing. Kernels talk over IPC sockets:
+kernels that start side by side by TCP take each other's ports now and then.
 """
 
+import asyncio
+import contextlib
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 sys.modules["rfc3987_syntax"] = None  # as in `ddpmlab.cli`
 
 import papermill  # noqa: E402
+from jupyter_client.provisioning import local_provisioner  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
+
+PRELOADED = ("ipykernel.kernelapp", "matplotlib.pyplot", "pandas", "torch", "ddpmlab.lab", "ddpmlab.studies")
+_BACKEND = "module://matplotlib_inline.backend_inline"  # as a kernel sets it, before anything imports matplotlib
+_spawn = local_provisioner.launch_kernel
 
 
 def end_with(parent: int) -> None:
@@ -30,10 +40,82 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(job: str) -> int:
-    """Execute the notebook that a job file describes; 1 if a cell raised."""
+class Forked:
+    """A child of this process, as `subprocess.Popen` shows it."""
+
+    stdin = stdout = stderr = returncode = None
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, or None while it runs."""
+        if self.returncode is None:
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Its exit code, when it has one."""
+        while self.poll() is None:
+            time.sleep(0.05)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def fork_kernel(command: list[str], env: dict[str, str] | None = None, cwd: str | None = None, **options):
+    """What jupyter_client starts kernels by: a Python kernel as a fork of this process, another as it would itself."""
+    if "ipykernel_launcher" not in command:
+        return _spawn(command, env=env, cwd=cwd, **options)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # here as well, as its group is asked for at once
+        return Forked(pid)
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        asyncio.set_event_loop(asyncio.new_event_loop())  # the parent's is in the midst of its run
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ.update(env or {}, JPY_PARENT_PID=str(parent))
+        if cwd:
+            os.chdir(cwd)
+        sys.argv = command[command.index("ipykernel_launcher") :]
+        from ipykernel.kernelapp import launch_new_instance
+
+        launch_new_instance()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def execute(job: str) -> int:
+    """Execute the notebook that a job file describes; 1 if it did not end well, which standard error tells."""
     described = json.loads(Path(job).read_text())
-    end_with(described["parent"])
     transport = "tcp" if sys.platform == "win32" else "ipc"
     try:
         papermill.execute_notebook(
@@ -50,8 +132,32 @@ def main(job: str) -> int:
     except PapermillExecutionError as error:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
         return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
     return 0
 
 
+def serve() -> None:
+    """Answer requests until there are no more: `{"job", "log", "cwd", "environment"}`, each with a line, its code."""
+    answers, start = os.fdopen(os.dup(1), "w"), os.getcwd()
+    os.dup2(2, 1)
+    if sys.platform == "linux":
+        os.environ.setdefault("MPLBACKEND", _BACKEND)
+        for name in PRELOADED:
+            importlib.import_module(name)
+        local_provisioner.launch_kernel = fork_kernel
+    for line in sys.stdin:
+        request = json.loads(line)
+        with open(request["log"], "ab") as log:
+            os.dup2(log.fileno(), 2)
+        os.environ.update(request["environment"])
+        os.chdir(request["cwd"])
+        code = execute(request["job"])
+        os.chdir(start)  # the other will go
+        print(code, file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    end_with(os.getppid())
+    serve()

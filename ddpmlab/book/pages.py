@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -460,7 +461,7 @@ def run_study(
     with tempfile.TemporaryDirectory(prefix=f"ddpmlab-{study}-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         page, job = folder / f"{study}.ipynb", folder / "job.json"
-        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder), "parent": os.getpid()}
+        described = {"template": str(template.resolve()), "page": str(page), "cwd": str(folder)}
         job.write_text(json.dumps(described | {"parameters": dict(parameters)}))
         try:
             tail = _execute(job, folder, log or folder / "messages.log", limit)
@@ -519,36 +520,63 @@ def _command(study: str, profile: str, parameters: Mapping[str, Any], project: P
 
 INTERRUPTED = "it was interrupted"
 _running: dict[subprocess.Popen, str | None] = {}  # notebooks' processes, and why each was ended
+_idle: list[tuple[subprocess.Popen, dict[str, str]]] = []  # processes that wait for a notebook, and their environment
 
 
 def _too_long(limit: float) -> str:
     return f"the notebook ran longer than its time limit of {limit:g} s"
 
 
+def _process(environment: dict[str, str]) -> subprocess.Popen:
+    """A process for notebooks, of a group of its own: one that waits and has this environment, or a new one."""
+    for waiting in list(_idle):
+        with contextlib.suppress(ValueError):  # another thread took it
+            if waiting[1] == environment:
+                _idle.remove(waiting)
+                if waiting[0].poll() is None:
+                    return waiting[0]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def release() -> None:
+    """End the processes that wait for a notebook."""
+    while _idle:
+        process, _ = _idle.pop()
+        process.communicate()
+
+
 def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
     """Run a job's notebook; None if it ended well, else why it did not, or the last line that it said.
 
-    The process has a group of its own, which is ended after `limit` seconds and with this one's interrupt.
+    Its process is ended after `limit` seconds and with this one's interrupt; after a notebook that ended well it waits
+    for the next.
     """
-    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), str(job)]
-    environment = _environment() | {cost.VARIABLE: str(cwd / _READ)}
-    with open(log, "ab") as out:
-        before = log.stat().st_size
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stderr=out, cwd=cwd, start_new_session=True
-        )
-        _running[process] = None
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
+    environment = _environment()
+    request = {"job": str(job), "log": str(log), "cwd": str(cwd), "environment": {cost.VARIABLE: str(cwd / _READ)}}
+    log.touch()
+    before, process = log.stat().st_size, _process(environment)
+    _running[process] = None
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        answered, *_ = select.select([process.stdout], [], [], limit)
+        if not answered:
             _running[process] = _too_long(limit)
             _end(process)
-        except BaseException:
-            _end(process)
-            raise
-        finally:
-            ended = _running.pop(process)
-    if ended or process.returncode == 0:
+        answer = process.stdout.readline().strip()
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        ended = _running.pop(process)
+    if answer == "0" and not ended:
+        _idle.append((process, environment))
+        return None
+    process.communicate()
+    if ended:
         return ended
     said = [line for line in log.read_bytes()[before:].decode(errors="replace").splitlines() if line.strip()]
     return said[-1] if said else f"exit code {process.returncode}"

@@ -173,6 +173,17 @@ def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_p
     assert (book / "studies" / "tiny.ipynb").exists()
 
 
+def test_notebooks_share_a_process_and_nothing_that_they_change(notebooks, tmp_path):
+    code = "import os, torch; torch.seen = hasattr(torch, 'seen'); (os.getppid(), torch.seen)"
+    project, book = notebooks(TABLE, code), tmp_path
+    found = []
+    for _ in range(2):
+        run(project, book)
+        found.append(nbformat.read(book / "studies" / "tiny.ipynb", 4).cells[-1].outputs[-1].data["text/plain"])
+    assert found[0] == found[1]
+    assert found[0].endswith("False)")
+
+
 CODE = "from pathlib import Path; Path(results).absolute().name"  # elsewhere at every run
 
 

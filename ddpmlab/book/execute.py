@@ -27,6 +27,7 @@ from traitlets.config import Config  # noqa: E402
 PRELOADED = ("ipykernel.kernelapp", "matplotlib.pyplot", "pandas", "torch", "ddpmlab.lab", "ddpmlab.studies")
 _BACKEND = "module://matplotlib_inline.backend_inline"  # as a kernel sets it, before anything imports matplotlib
 _spawn = local_provisioner.launch_kernel
+_answering: list[int] = []  # the descriptor that answers go to
 
 
 def end_with(parent: int) -> None:
@@ -90,14 +91,18 @@ def fork_kernel(command: list[str], env: dict[str, str] | None = None, cwd: str 
     code = 1
     try:
         os.setpgid(0, 0)
+        with open(os.devnull, "rb") as nothing:  # the pipes of requests and answers are the parent's
+            os.dup2(nothing.fileno(), 0)
+        for fd in _answering:
+            os.close(fd)
         signal.set_wakeup_fd(-1)
         asyncio.set_event_loop(asyncio.new_event_loop())  # the parent's is in the midst of its run
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.environ.update(env or {}, JPY_PARENT_PID=str(parent))
+        os.environ.update(env or {})
         if cwd:
             os.chdir(cwd)
-        sys.argv = command[command.index("ipykernel_launcher") :]
+        sys.argv = [*command[command.index("ipykernel_launcher") :], f"--IPKernelApp.parent_handle={parent}"]
         from ipykernel.kernelapp import launch_new_instance
 
         launch_new_instance()
@@ -141,6 +146,7 @@ def execute(job: str) -> int:
 def serve() -> None:
     """Answer requests until there are no more: `{"job", "log", "cwd", "environment"}`, each with a line, its code."""
     answers, start = os.fdopen(os.dup(1), "w"), os.getcwd()
+    _answering.append(answers.fileno())
     os.dup2(2, 1)
     if sys.platform == "linux":
         os.environ.setdefault("MPLBACKEND", _BACKEND)

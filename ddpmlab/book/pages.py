@@ -540,11 +540,10 @@ def _process(environment: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def release() -> None:
-    """End the processes that wait for a notebook."""
-    while _idle:
-        process, _ = _idle.pop()
-        process.communicate()
+def release(keep: int = 0) -> None:
+    """End the processes that wait for a notebook, but the last few."""
+    while len(_idle) > keep:
+        _idle.pop(0)[0].communicate()
 
 
 def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
@@ -574,6 +573,7 @@ def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
         ended = _running.pop(process)
     if answer == "0" and not ended:
         _idle.append((process, environment))
+        release(2)
         return None
     process.communicate()
     if ended:

@@ -184,6 +184,30 @@ def test_notebooks_share_a_process_and_nothing_that_they_change(notebooks, tmp_p
     assert found[0].endswith("False)")
 
 
+def test_a_notebook_s_process_ends_as_python_does(notebooks, tmp_path):
+    code = f"""
+import atexit
+from pathlib import Path
+atexit.register(Path({str(tmp_path / "left")!r}).touch)
+left_open = open({str(tmp_path / "rows")!r}, "w")
+left_open.write("rows"); import sys; ('' in sys.path)
+"""
+    project = notebooks(TABLE, code)
+    run(project, tmp_path)
+    assert (tmp_path / "rows").read_text() == "rows"
+    assert (tmp_path / "left").exists()
+    page = nbformat.read(tmp_path / "studies" / "tiny.ipynb", 4)
+    assert page.cells[-1].outputs[-1].data["text/plain"] == "True"
+
+
+def test_what_keeps_a_process_for_notebooks_from_starting_is_said(notebooks, tmp_path, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "papermill.py").write_text("raise ImportError('papermill is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    with pytest.raises(StudyError, match="ImportError: papermill is broken"):
+        run(notebooks(TABLE), tmp_path)
+
+
 CODE = "from pathlib import Path; Path(results).absolute().name"  # elsewhere at every run
 
 

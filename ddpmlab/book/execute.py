@@ -1,4 +1,4 @@
-"""Notebooks through papermill, in a process of their own: `python -P ddpmlab/book/execute.py`.
+"""Notebooks through papermill, in a process of their own: `python -P ddpmlab/book/execute.py PARENT`.
 
 It reads requests, a line of JSON each, and answers each with an exit code. It imports once what every page imports,
 and each notebook's kernel is a fork of it: most of a short page's time was importing. Kernels talk over IPC sockets:
@@ -6,7 +6,9 @@ kernels that start side by side by TCP take each other's ports now and then.
 """
 
 import asyncio
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -21,6 +23,7 @@ sys.modules["rfc3987_syntax"] = None  # as in `ddpmlab.cli`
 
 import papermill  # noqa: E402
 from jupyter_client.provisioning import local_provisioner  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
@@ -52,10 +55,12 @@ class Forked:
     def poll(self) -> int | None:
         """Its exit code, negative for a signal, or None while it runs."""
         if self.returncode is None:
-            with contextlib.suppress(ChildProcessError):
+            try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-                if pid:
-                    self.returncode = os.waitstatus_to_exitcode(status)
+            except ChildProcessError:  # it was not kept for us to ask, where SIGCHLD is ignored
+                pid, status = self.pid, 0
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
     def wait(self) -> int:
@@ -102,6 +107,7 @@ def fork_kernel(command: list[str], env: dict[str, str] | None = None, cwd: str 
         os.environ.update(env or {})
         if cwd:
             os.chdir(cwd)
+        sys.path.insert(0, "")  # as a kernel that is started by itself has it
         sys.argv = [*command[command.index("ipykernel_launcher") :], f"--IPKernelApp.parent_handle={parent}"]
         from ipykernel.kernelapp import launch_new_instance
 
@@ -112,10 +118,34 @@ def fork_kernel(command: list[str], env: dict[str, str] | None = None, cwd: str 
     except BaseException:
         traceback.print_exc()
     finally:
+        _finish(code)
+
+
+def _finish(code: int) -> None:
+    """End a kernel as Python ends: what the notebook left open is closed, threads and handlers at exit are done."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    for step in (
+        lambda: IPKernelApp.instance().shell.user_ns.clear(),
+        gc.collect,
+        threading._shutdown,
+        atexit._run_exitfuncs,
+        sys.stdout.flush,
+        sys.stderr.flush,
+    ):
         with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+            step()
+    os._exit(code)
+
+
+def _clean_up_here_alone() -> None:
+    """nbclient ends its kernel when the process exits; the kernel, a fork, must not do so to itself."""
+    plain, owner = NotebookClient._cleanup_kernel, os.getpid()
+
+    def clean_up(self):
+        return plain(self) if os.getpid() == owner else None
+
+    NotebookClient._cleanup_kernel = clean_up
 
 
 def execute(job: str) -> int:
@@ -148,6 +178,7 @@ def serve() -> None:
     answers, start = os.fdopen(os.dup(1), "w"), os.getcwd()
     _answering.append(answers.fileno())
     os.dup2(2, 1)
+    _clean_up_here_alone()
     if sys.platform == "linux":
         os.environ.setdefault("MPLBACKEND", _BACKEND)
         for name in PRELOADED:
@@ -157,6 +188,7 @@ def serve() -> None:
         request = json.loads(line)
         with open(request["log"], "ab") as log:
             os.dup2(log.fileno(), 2)
+            os.dup2(log.fileno(), 1)
         os.environ.update(request["environment"])
         os.chdir(request["cwd"])
         code = execute(request["job"])
@@ -165,5 +197,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    end_with(os.getppid())
+    end_with(int(sys.argv[1]))
     serve()

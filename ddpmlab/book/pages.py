@@ -527,7 +527,7 @@ def _too_long(limit: float) -> str:
     return f"the notebook ran longer than its time limit of {limit:g} s"
 
 
-def _process(environment: dict[str, str]) -> subprocess.Popen:
+def _process(environment: dict[str, str], log: Path) -> subprocess.Popen:
     """A process for notebooks, of a group of its own: one that waits and has this environment, or a new one."""
     for waiting in list(_idle):
         with contextlib.suppress(ValueError):  # another thread took it
@@ -535,9 +535,11 @@ def _process(environment: dict[str, str]) -> subprocess.Popen:
                 _idle.remove(waiting)
                 if waiting[0].poll() is None:
                     return waiting[0]
-    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), str(os.getpid())]
+    with open(log, "ab") as out:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": out, "text": True}
+        where = tempfile.gettempdir()  # matplotlib reads a file of settings from where it is imported
+        return subprocess.Popen(command, env=environment, cwd=where, start_new_session=True, **pipes)
 
 
 def release(keep: int = 0) -> None:
@@ -552,10 +554,10 @@ def _execute(job: Path, cwd: Path, log: Path, limit: float) -> str | None:
     Its process is ended after `limit` seconds and with this one's interrupt; after a notebook that ended well it waits
     for the next.
     """
-    environment = _environment()
+    environment, log = _environment(), log.absolute()
     request = {"job": str(job), "log": str(log), "cwd": str(cwd), "environment": {cost.VARIABLE: str(cwd / _READ)}}
     log.touch()
-    before, process = log.stat().st_size, _process(environment)
+    before, process = log.stat().st_size, _process(environment, log)
     _running[process] = None
     try:
         with contextlib.suppress(BrokenPipeError):

@@ -183,6 +183,7 @@ def serve() -> None:
         os.environ.setdefault("MPLBACKEND", _BACKEND)
         for name in PRELOADED:
             importlib.import_module(name)
+        gc.freeze()  # no collection in a kernel looks at what all share
         local_provisioner.launch_kernel = fork_kernel
     for line in sys.stdin:
         request = json.loads(line)

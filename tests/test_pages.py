@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -206,6 +208,29 @@ def test_what_keeps_a_process_for_notebooks_from_starting_is_said(notebooks, tmp
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
     with pytest.raises(StudyError, match="ImportError: papermill is broken"):
         run(notebooks(TABLE), tmp_path)
+
+
+EXECUTE = ROOT / "ddpmlab" / "book" / "execute.py"
+
+
+def test_a_process_for_notebooks_whose_parent_is_gone_ends():
+    command = [sys.executable, "-P", str(EXECUTE), "999999999"]  # no such parent, as if it had gone at once
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.wait(60) != 0  # it waits for no request
+
+
+def test_a_kernel_s_end_is_seen_where_the_end_of_children_is_ignored():
+    code = """
+import os, signal
+from ddpmlab.book.execute import Forked
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+pid = os.fork()
+if pid == 0:
+    os._exit(3)
+print(Forked(pid).wait())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n", done.stderr
 
 
 CODE = "from pathlib import Path; Path(results).absolute().name"  # elsewhere at every run

@@ -40,8 +40,8 @@ MUTANTS = {
             "        loss.backward()\n",
         ),
         "gradients add up": ("training/loop.py", "            weight.grad = None\n", "            pass\n"),
-        "no weight decay": ("training/loop.py", 'if options.optimiser == "adamw" else {}', "if False else {}"),
-        "Adam for AdamW": ("training/options.py", '"adamw": torch.optim.AdamW', '"adamw": torch.optim.Adam'),
+        "no weight decay": ("training/options.py", "weight_decay=self.weight_decay", "weight_decay=0.0"),
+        "Adam for AdamW": ("training/options.py", "torch.optim.AdamW(", "torch.optim.Adam("),
         "one weighting for all": (
             "training/loop.py",
             "table = denoiser.levels(every, options.weighting)",
@@ -114,12 +114,10 @@ MUTANTS = {
         ),
         "averages before the step": (
             "training/loop.py",
-            "        optimiser.step()\n"
-            "        for average in run.averages:\n"
-            "            average.update(averaged, step)\n",
+            "        for optimiser in run.optimisers:\n",
             "        for average in run.averages:\n"
             "            average.update(averaged, step)\n"
-            "        optimiser.step()\n",
+            "        for optimiser in run.optimisers:\n",
         ),
     },
     "dropout_acts": {
@@ -169,8 +167,8 @@ MUTANTS = {
         "resumes with other dropout": ("training/checkpoint.py", "        torch.set_rng_state(cpu)\n", ""),
         "resumes without momentum": (
             "training/checkpoint.py",
-            "        self.optimiser.load_state_dict(optimiser)\n",
-            "",
+            "            optimiser.load_state_dict(own)\n",
+            "            pass\n",
         ),
         "resumes without averages": (
             "training/checkpoint.py",

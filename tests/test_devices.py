@@ -176,6 +176,7 @@ POINTS = {
     "edm": ({"schedule": "vp_cosine", "parameterisation": "edm", "dropout": 0.1},
             {"ema_sigma_rel": (0.05, 0.1), "decay": "cosine", "warmup": 5, "times": "log-normal", "weighting": "edm",
              "optimiser": "adamw"}),
+    "muon": ({"schedule": "vp_cosine"}, {"optimiser": "muon", "shared_targets": 16, "times": "log-normal"}),
     "min-snr": ({}, {"weighting": "min-snr", "precision": "fp32"}),
 }  # fmt: skip
 

@@ -183,6 +183,19 @@ def test_a_table_of_rivals():
         rivals.kernel_density(PLANE.sample(3, 0))
     with pytest.raises(ValueError, match="no number of components"):
         rivals.gaussian_mixture(PLANE.sample(30, 0), components=[])
+    with pytest.raises(ValueError, match="starts = 0; fit at least once"):
+        rivals.gaussian_mixture(PLANE.sample(30, 0), components=[1], starts=0)
+
+
+def test_a_mean_of_mixtures_is_the_mean_of_their_densities():
+    points, options = TRIPLE.sample(300, 0), {"components": [6], "tolerance": 1e-4}
+    one, other = (rivals.gaussian_mixture(points, seed=s, **options) for s in (4, 4 + 1_000_003))
+    mean = rivals.gaussian_mixture(points, seed=4, starts=2, **options)
+    x = TRIPLE.sample(50, 1)
+    assert not torch.allclose(one.log_prob(x), other.log_prob(x), atol=1e-3)
+    expected = (one.log_prob(x).exp() + other.log_prob(x).exp()) / 2
+    torch.testing.assert_close(mean.log_prob(x).exp(), expected)
+    assert mean.parameters == 2 * one.parameters + 1  # one more weight between the two
 
 
 def test_the_choice_is_made_on_a_seed_of_its_own(monkeypatch):
@@ -199,11 +212,13 @@ def test_the_choice_is_made_on_a_seed_of_its_own(monkeypatch):
     monkeypatch.setattr(study, "remembered", fake)
     options = {"tolerance": 1e-4, "flow": {"width": 8}, "n_steps": 7}
     table = study.compared("two_moons", range(2), 50, [10, 20, 30], tuned={"n_steps": 9}, **options)
-    models = [study.KERNEL, study.MIXTURE, study.BEST, study.FLOW, study.RECTIFIED, study.RECIPE, study.TUNED]
+    models = [study.KERNEL, study.MIXTURE, study.BEST, study.MEAN]
+    models += [study.FLOW, study.RECTIFIED, study.RECIPE, study.TUNED]
     assert table.groupby("model", sort=False).seed.agg(list).to_dict() == {model: [0, 1] for model in models}
     assert [o["seeds"] for o in asked[:3]] == [[study.CHOOSING_SEED]] * 3
     chosen = [o["components"] for o in asked[3:] if o["name"] == "Gaussian mixture"]
-    assert chosen == [[20], [20], [30], [30]]
+    assert chosen == [[20], [20], [30], [30], [30], [30]]
+    assert [o["starts"] for o in asked if "starts" in o] == [5, 5]
     assert [o["n_steps"] for o in asked[-6:]] == [7, 7, 7, 7, 9, 9]
 
 

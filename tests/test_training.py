@@ -16,9 +16,10 @@ from scipy.stats import binomtest, chisquare, kstest
 from torch import nn
 
 from ddpmlab import data, networks, samplers, schedules
-from ddpmlab.denoisers import WEIGHTINGS, Denoiser, Guided
+from ddpmlab.denoisers import WEIGHTINGS, Denoiser, EmpiricalDenoiser, Guided
 from ddpmlab.files import safe_open
 from ddpmlab.training import CheckpointError, NonFiniteLossError, Options, build_seeded, fit
+from ddpmlab.training.draws import Draws
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -136,6 +137,77 @@ def test_eight_steps_by_hand(weighting, optimiser, grad_clip):
     torch.testing.assert_close(model.network.layer.weight.detach(), states[-1], rtol=1e-7, atol=1e-9)
     unclipped = by_hand(points, start, {**options, "grad_clip": 1e9}, 7, schedule, rates)[1]
     assert grad_clip > 1 or not torch.allclose(unclipped[1], states[1], rtol=1e-3)  # the clip was felt
+
+
+def test_muon_turns_matrices_and_adam_the_rest():
+    # the first step: a matrix moves along the orthogonal factor of its gradient, Adam's weights by one rate each
+    points = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    model, rate = denoiser(hidden=(16, 8)), 0.01
+    before = {name: w.detach().clone() for name, w in model.network.named_parameters()}
+    plain = {}
+    for weight, name in zip(model.network.parameters(), before, strict=True):
+        weight.register_hook(lambda g, name=name: plain.setdefault(name, g.clone()))
+    fit(model, points, 1, batch_size=64, optimiser="muon", learning_rate=rate)
+    for name, weight in model.network.named_parameters():
+        moved = (before[name] - weight.detach()).double()
+        if weight.ndim != 2:
+            torch.testing.assert_close(moved, rate * plain[name].double().sign(), rtol=1e-3, atol=1e-8)
+            continue
+        u, _, v = torch.linalg.svd(plain[name].double(), full_matrices=False)
+        tall = max(1, weight.shape[0] / weight.shape[1]) ** 0.5  # torch's factor on the rate
+        turned = u.T @ moved @ v.T / (rate * tall)  # nearly diagonal, near 1
+        assert torch.diagonal(turned)[:2].sub(1).abs().max() < 0.5, name
+        assert (turned - torch.diag(torch.diagonal(turned))).abs().max() < 0.1, name
+
+
+def test_muon_needs_a_matrix_and_a_torch_that_has_it(monkeypatch):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(torch.ones(3))
+
+        def forward(self, x, c):
+            return self.by * x
+
+    with pytest.raises(ValueError, match="optimiser = 'muon', but the network has no matrix to train"):
+        fit(Denoiser(Scale(), schedules.make("linear")), torch.zeros(4, 3), 1, optimiser="muon")
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match=r"optimiser = 'muon' needs torch 2\.9, and this is"):
+        fit(denoiser(), torch.zeros(4, 3), 1, optimiser="muon")
+
+
+@pytest.mark.parametrize("schedule", ["ve", "vp_cosine", "linear"])
+def test_a_shared_target_is_the_exact_denoiser_of_the_group(schedule):
+    # one group that is the whole training set: nothing is left to chance in the target, and nothing else changes
+    points = torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    schedule = schedules.make(schedule)
+    drawn = {}
+    for size in (1, 8, 32):
+        generator = torch.Generator().manual_seed(2)
+        options = Options(n_steps=1, batch_size=32, shared_targets=size)
+        x0, noise, t, _ = Draws(points, None, schedule, options, generator)()
+        alpha, sigma = (scale[:, None] for scale in schedule(t))
+        drawn[size] = x0, alpha * x0 + sigma * noise, t
+    plain, noised, times = drawn[1]
+    for size in (8, 32):
+        torch.testing.assert_close(drawn[size][1], noised, rtol=0, atol=1e-12)
+        assert torch.equal(drawn[size][2], times)
+        for group in range(0, 32, size):
+            part = slice(group, group + size)
+            exact = EmpiricalDenoiser(plain[part], schedule)(noised[part], times[part])
+            torch.testing.assert_close(drawn[size][0][part], exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_shared_target_is_the_mean_where_no_signal_is_left():
+    points = torch.randn(16, 2, generator=torch.Generator().manual_seed(1))
+    schedule = schedules.make("linear", n_steps=3).rescaled(0.0)
+    options = Options(n_steps=1, batch_size=16, shared_targets=16)
+    for seed in range(9):
+        x0, noise, t, _ = Draws(points, None, schedule, options, torch.Generator().manual_seed(seed))()
+        last = t == 3
+        assert last.any()
+        torch.testing.assert_close(x0[last], points.mean(0).expand_as(x0[last]))
+        assert noise.isfinite().all()
 
 
 def test_losses_are_means_over_a_hundred_steps_and_over_what_is_left():
@@ -470,6 +542,7 @@ def stop_at(last):
         (denoiser, {}),
         (lambda: denoiser(dropout=0.2), {"ema_sigma_rel": 0.1, "decay": "cosine", "optimiser": "adamw"}),
         (normalised, {"ema_sigma_rel": (0.05, 0.1), "grad_clip": 1.0, "precision": "bf16"}),
+        (denoiser, {"optimiser": "muon", "shared_targets": 16, "decay": "cosine"}),
     ],
 )
 def test_a_resumed_run_ends_at_the_same_bits(points, tmp_path, build, options, device):
@@ -577,6 +650,8 @@ def test_a_checkpoint_goes_on_only_with_the_run_that_wrote_it(points, tmp_path):
         ("ema_decay", denoiser(), points, {"ema_decay": 0.9}),
         ("precision", denoiser(), points, {"precision": "bf16"}),
         ("optimiser", denoiser(), points, {"optimiser": "adamw"}),
+        ("optimiser", denoiser(), points, {"optimiser": "muon"}),
+        ("shared_targets", denoiser(), points, {"shared_targets": 8}),
         ("network", denoiser(hidden=(8,)), points, {}),
         ("network", denoiser(dropout=0.1), points, {}),
         ("initial weights", denoiser(seed=1), points, {}),
@@ -672,7 +747,9 @@ def test_a_checkpoint_folder_is_made(points, tmp_path):
         ({"log_normal": (math.nan, 1)}, "log_normal = "),
         ({"log_normal": (0, math.inf)}, "log_normal = "),
         ({"weighting": "snr"}, "unknown weighting 'snr'; choose one of: simple"),
-        ({"optimiser": "sgd"}, "choose one of: adam, adamw"),
+        ({"optimiser": "sgd"}, "choose one of: adam, adamw, muon"),
+        ({"shared_targets": 0}, "shared_targets = 0; choose a divisor of batch_size = 1024"),
+        ({"shared_targets": 100}, "shared_targets = 100; choose a divisor of batch_size = 1024"),
         ({"decay": "linear"}, "choose one of: none, cosine, inverse sqrt"),
         ({"times": "beta"}, "choose one of: uniform, log-normal"),
         ({"device": "tpu"}, "choose one of: auto, cpu, cuda"),
@@ -712,7 +789,12 @@ def test_options_are_one_frozen_list(points):
     assert fit(denoiser(), points, 4, options=options).steps == [4]
     with pytest.raises(ValueError, match="n_steps = None; say for how many"):
         fit(denoiser(), points)
-    for same_result in ({"weight_decay": 0.3}, {"log_normal": (0, 1)}, {"keep_steps": (6,)}):
+    for same_result in (
+        {"weight_decay": 0.3},
+        {"log_normal": (0, 1)},
+        {"keep_steps": (6,)},
+        {"shared_targets": 1},
+    ):
         assert Options(n_steps=6, **same_result).effective() == Options(n_steps=6).effective()
     assert Options(optimiser="adamw", weight_decay=0.3).effective() != Options(optimiser="adamw").effective()
     assert Options(times="log-normal", log_normal=(0, 1)).effective() != Options(times="log-normal").effective()
@@ -734,6 +816,7 @@ def test_bad_labels_are_named(points):
         (conditional, labels, {}, r"labels span 0..2; need 0..1 for n_classes = 2"),
         (conditional, labels - 1, {}, r"labels span -1..1"),
         (conditional, labels[:-1], {}, r"labels have shape"),
+        (conditional, labels % 2, {"shared_targets": 8}, r"shared_targets = 8 means over points of all classes"),
         (conditional, labels.float(), {}, "need one integer for each"),
         (conditional, None, {"label_dropout": 0.1}, "label_dropout = 0.1 needs labels"),
         (conditional, None, {"flip": [1]}, "needs labels"),

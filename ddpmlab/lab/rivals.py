@@ -9,7 +9,8 @@ over q is 1, so that any multiple of :math:`1 - r` may be taken off :math:`-\ln 
 nearly the same number, and what is left scatters far less (`divergence`).
 
 - *Kernel density*: a Gaussian at each training point, its width the one of the largest held-out likelihood.
-- *Gaussian mixture*: full covariances, by expectation maximisation, the number of components by BIC.
+- *Gaussian mixture*: full covariances, by expectation maximisation, the number of components by BIC; or the mean of
+  several such densities, each from a start of its own.
 - *Normalising flow*: coupling layers of rational-quadratic splines (Durkan et al. 2019).
 - *Diffusion*: a recipe of `recipes`; its density is that of its probability-flow ODE (`metrics.likelihood`).
 """
@@ -136,6 +137,7 @@ def gaussian_mixture(
     patience: int = 2,
     tolerance: float = 1e-5,
     max_iter: int = 1_000,
+    starts: int = 1,
 ) -> Fitted:
     r"""Gaussian mixture with the number of components of the smallest BIC, :math:`k\ln n - 2\ln L`.
 
@@ -148,14 +150,22 @@ def gaussian_mixture(
         components: numbers to try, increasing.
         patience: stop after so many numbers in a row that are no better than the best.
         tolerance, max_iter: of expectation maximisation.
+        starts: fit the chosen number from so many starts and take the mean of the densities; the first start is `seed`.
 
     Raises:
-        ValueError: no number of components.
+        ValueError: no number of components, or no start.
     """
+    if starts < 1:
+        raise ValueError(f"starts = {starts}; fit at least once")
     array, best, tried, since, start = points.double().numpy(), None, {}, 0, process_time()
+
+    def fitted(k: int, another: int = 0) -> GaussianMixture:
+        state = seed + 1_000_003 * another
+        return GaussianMixture(k, tol=tolerance, max_iter=max_iter, random_state=state).fit(array)
+
     for k in sorted(components):
         began = process_time()
-        model = GaussianMixture(k, tol=tolerance, max_iter=max_iter, random_state=seed).fit(array)
+        model = fitted(k)
         tried[k], seconds = float(model.bic(array)), process_time() - began
         if best is None or tried[k] < best[0]:
             best, since = (tried[k], model, seconds), 0
@@ -166,12 +176,19 @@ def gaussian_mixture(
     if best is None:
         raise ValueError("no number of components to try; give at least one")
     _, model, final = best
-    k, d = model.n_components, array.shape[1]
+    k, d, began = model.n_components, array.shape[1], process_time()
+    models = [model, *(fitted(k, another) for another in range(1, starts))]
+    final += process_time() - began
+
+    def log_prob(x: Tensor) -> Tensor:
+        found = [torch.from_numpy(one.score_samples(x.double().numpy())) for one in models]
+        return torch.logsumexp(torch.stack(found), 0) - math.log(starts)
+
     return Fitted(
-        lambda x: torch.from_numpy(model.score_samples(x.double().numpy())),
-        k - 1 + k * d + k * d * (d + 1) // 2,
+        log_prob,
+        starts * (k + k * d + k * d * (d + 1) // 2) - 1,
         process_time() - start,
-        {"components": k, "bic": tried},
+        {"components": k, "bic": tried} | ({"starts": starts} if starts > 1 else {}),
         final,
     )
 

@@ -14,7 +14,7 @@ from ddpmlab.lab.rivals import divergence, one_thread, rivals_table
 from ddpmlab.metrics.calibration import fresh_points
 from ddpmlab.metrics.likelihood import log_likelihood
 
-KERNEL, MIXTURE, BEST = "kernel density", "mixture, by BIC", "mixture, best"
+KERNEL, MIXTURE, BEST, MEAN = "kernel density", "mixture, by BIC", "mixture, best", "mixtures, mean"
 FLOW, RECTIFIED, RECIPE, TUNED = "spline flow", "rectified flow", "diffusion", "tuned diffusion"
 FINE = {"schedule": {"name": "ve", "sigma_min": 0.003, "sigma_max": 8.0, "rho": 7.0}}
 """The recipe's schedule down to a noise at which the blurred law and the law are one, for densities."""
@@ -56,10 +56,12 @@ def compared(
     n_steps: int,
     tuned: dict[str, Any] | None = None,
     kernel: dict[str, Any] | None = None,
+    starts: int = 5,
 ) -> pd.DataFrame:
     """All models of one law on the same points: columns of `rivals_table`, and `model`.
 
-    The mixtures are that of the least BIC and that of the least divergence, both found at the choosing seed.
+    The mixtures are that of the least BIC and that of the least divergence, both found at the choosing seed, and the
+    mean of `starts` of the latter.
 
     Args:
         dataset: name of the law.
@@ -70,13 +72,15 @@ def compared(
         n_steps: of the recipe and of rectified flow.
         tuned: options of the tuned recipe, if there is one.
         kernel: options of the kernel density.
+        starts: mixtures whose mean is taken.
     """
     grid = mixtures(dataset, components, n, tolerance)
-    mixture = {"tolerance": tolerance}
+    mixture, best = {"tolerance": tolerance}, int(grid.components[grid.kl.idxmin()])
     models = {
         KERNEL: ("kernel density", kernel or {}),
         MIXTURE: ("Gaussian mixture", mixture | {"components": [int(grid.components[grid.bic.idxmin()])]}),
-        BEST: ("Gaussian mixture", mixture | {"components": [int(grid.components[grid.kl.idxmin()])]}),
+        BEST: ("Gaussian mixture", mixture | {"components": [best]}),
+        MEAN: ("Gaussian mixture", mixture | {"components": [best], "starts": starts}),
         FLOW: ("normalising flow", flow),
         RECTIFIED: ("rectified flow", {"n_steps": n_steps}),
         RECIPE: ("diffusion", {"n_steps": n_steps} | FINE),

@@ -29,7 +29,7 @@ from ddpmlab.training.ema import EMA, reconstruct_ema
 from ddpmlab.training.options import Options
 
 State = dict[str, Tensor]
-_FORMAT = "ddpmlab checkpoint 2"
+_FORMAT = "ddpmlab checkpoint 3"
 
 
 class CheckpointError(RuntimeError):
@@ -70,7 +70,7 @@ class Run:
     """All that changes from step to step, and how it turns into tensors and back."""
 
     network: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimisers: list[torch.optim.Optimizer]
     averages: list[EMA]
     draws: Draws
     running: Tensor  # sum of losses since the last report
@@ -80,8 +80,9 @@ class Run:
     def tensors(self) -> State:
         """Everything, by name, on the CPU."""
         found = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        for i, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser/{i}/{name}": value for name, value in state.items()}
+        for k, optimiser in enumerate(self.optimisers):
+            for i, state in optimiser.state_dict()["state"].items():
+                found |= {f"optimiser {k}/{i}/{name}": value for name, value in state.items()}
         for i, average in enumerate(self.averages):
             found |= {f"ema/{i}/{name}": value for name, value in average.weights.items()}
         kept = {"kept": self.result.weights}
@@ -104,10 +105,11 @@ class Run:
         network, own = part("network"), self.network.state_dict()
         if {k: v.shape for k, v in network.items()} != {k: v.shape for k, v in own.items()}:
             raise ValueError("its network has other tensors")
-        optimiser = self.optimiser.state_dict()
-        for name, value in part("optimiser").items():
-            index, key = name.split("/")
-            optimiser["state"].setdefault(int(index), {})[key] = value
+        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
+        for k, own in enumerate(optimisers):
+            for name, value in part(f"optimiser {k}").items():
+                index, key = name.split("/")
+                own["state"].setdefault(int(index), {})[key] = value
         averages = [part(f"ema/{i}") for i in range(len(self.averages))]
         if any(found.keys() != ema.weights.keys() for found, ema in zip(averages, self.averages, strict=True)):
             raise ValueError("its averages have other tensors")
@@ -116,7 +118,8 @@ class Run:
         cuda = tensors["torch cuda"] if self.running.is_cuda else None
 
         self.network.load_state_dict(network)
-        self.optimiser.load_state_dict(optimiser)
+        for optimiser, own in zip(self.optimisers, optimisers, strict=True):
+            optimiser.load_state_dict(own)
         for average, found in zip(self.averages, averages, strict=True):
             average.load(found)
         for kind, states in (

@@ -60,7 +60,8 @@ class Draws:
         return self.schedule.time_of((mean + sd * torch.special.ndtri(quantiles)).exp())
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Clean points and noise `(batch_size, *shape)`, times and, of a conditional network, labels."""
+        """Clean points (or their means, see `Options.shared_targets`) and noise `(batch_size, *shape)`, times and, of a
+        conditional network, labels."""
         batch = self.indices()
         x0, label = self.points[batch], None
         if self._mirrored is not None:
@@ -68,11 +69,27 @@ class Draws:
             x0 = torch.where(flipped.reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
         noise = torch.randn(x0.shape, generator=self.generator, dtype=x0.dtype, device=self.device)
         times = self.times()
+        if self.options.shared_targets > 1:
+            x0, noise = self._shared(x0, noise, times)
         if self.labels is not None and self.n_classes:
             label = self.labels[batch]
             if self.options.label_dropout:
                 label = label.masked_fill(self._uniform() < self.options.label_dropout, self.n_classes)
         return x0, noise, times, label
+
+    def _shared(self, x0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of each point's group given the noised point, and the noise that leaves that point as it is."""
+        alpha, sigma = (scale.to(x0)[:, None] for scale in self.schedule(times, checked=False))  # (n, 1)
+        clean = x0.flatten(1)
+        noised = alpha * clean + sigma * noise.flatten(1)
+        size = self.options.shared_targets
+        groups, a, s = (part.unflatten(0, (-1, size)) for part in (clean, alpha, sigma))  # (groups, size, .)
+        # |x_t - alpha x_i|/sigma; where no signal is left, alpha = 0, all weights are the same
+        level = noised.unflatten(0, (-1, size)) / a.clamp(min=1e-6)
+        gap = torch.cdist(level, groups, compute_mode="donot_use_mm_for_euclid_dist") * (a / s)
+        weights = torch.softmax(-0.5 * gap.square(), 2)  # (groups, size, size)
+        mean = (weights @ groups).flatten(0, 1)
+        return mean.view_as(x0), ((noised - alpha * mean) / sigma).view_as(noise)
 
     def _uniform(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.rand(self.options.batch_size, generator=self.generator, dtype=dtype, device=self.device)

@@ -18,7 +18,7 @@ from ddpmlab.schedules import DiscreteSchedule
 from ddpmlab.training import checkpoint as checkpoints
 from ddpmlab.training.checkpoint import Fit, Run, State
 from ddpmlab.training.draws import Draws
-from ddpmlab.training.options import OPTIMISERS, Options
+from ddpmlab.training.options import Options
 
 LOG_EVERY = 100
 _DROPOUT_SEED = 4_000_003
@@ -94,10 +94,9 @@ def fit(
     # dropout draws from torch's own generators: leave the caller's alone
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed + _DROPOUT_SEED)
-        decay = {"weight_decay": options.weight_decay} if options.optimiser == "adamw" else {}
         run = Run(
             network,
-            OPTIMISERS[options.optimiser](weights, lr=options.learning_rate, fused=True, **decay),
+            options.optimisers(weights),
             options.averages(_averaged(network)),
             Draws(
                 points, labels, denoiser.schedule, options,
@@ -124,7 +123,7 @@ def fit(
 
 
 def _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_step, context) -> None:
-    network, optimiser, result, last = run.network, run.optimiser, run.result, options.n_steps
+    network, result, last = run.network, run.result, options.n_steps
     kept, anneal = {*options.keep_steps, last}, options.decay != "none" or options.warmup
     half = torch.autocast(run.running.device.type, torch.bfloat16)
     precision = half if options.precision == "bf16" else nullcontext()
@@ -140,9 +139,10 @@ def _loop(denoiser, run, options, weights, save, checkpoint_every, progress, on_
         loss.backward()
         if options.grad_clip is not None:
             nn.utils.clip_grad_norm_(weights, options.grad_clip)
-        if anneal:
-            optimiser.param_groups[0]["lr"] = options.rate(step)
-        optimiser.step()
+        for optimiser in run.optimisers:
+            if anneal:
+                optimiser.param_groups[0]["lr"] = options.rate(step)
+            optimiser.step()
         for average in run.averages:
             average.update(averaged, step)
         run.running += loss.detach()
@@ -216,6 +216,11 @@ def _checked(points: Tensor, labels: Tensor | None, network: nn.Module, options:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (n_classes and high >= n_classes):
         raise ValueError(f"labels span {low}..{high}; need 0..{n_classes - 1} for n_classes = {n_classes}")
+    if options.shared_targets > 1 and n_classes:
+        raise ValueError(
+            f"shared_targets = {options.shared_targets} means over points of all classes; choose 1 for a network with "
+            "classes"
+        )
     if options.flip and points.ndim != 4:
         raise ValueError(f"flip = {options.flip} mirrors pictures (n, c, h, w); points have {tuple(points.shape)}")
     return points, labels.to(torch.int64)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from ddpmlab.denoisers import WEIGHTINGS
 from ddpmlab.training.ema import EMA
 
-OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMISERS = ("adam", "adamw", "muon")
 DECAYS = ("none", "cosine", "inverse sqrt")
 TIMES = ("uniform", "log-normal", "log-normal, independent")
 DEVICES = ("auto", "cpu", "cuda")
@@ -36,7 +36,8 @@ class Options:
         batch_size: points per step; batches run through fresh permutations of the points.
         learning_rate, decay, warmup: step size; `none`, `cosine` to zero, or `inverse sqrt` after an eighth of the
             run; linear warm-up over `warmup` steps.
-        optimiser: `adam` or `adamw` (with `weight_decay`), torch's defaults otherwise.
+        optimiser: `adam`; `adamw` (with `weight_decay`); or `muon`: a matrix moves by its averaged gradient made nearly
+            orthogonal (Jordan et al. 2024), every other weight by Adam. Torch's defaults otherwise, without decay.
         grad_clip: largest norm of the gradient; no clipping if omitted.
         weighting: see `Denoiser.loss`.
         times: `uniform` over the schedule's times; `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)` with
@@ -47,6 +48,11 @@ class Options:
             or several, one per width. Two widths, kept at several steps, are enough for any other, see
             `reconstruct_ema`.
         keep_steps: steps at which to keep weights, besides the last.
+        shared_targets: share what the minibatch knows: it falls into groups of this size, and the target of a noised
+            point is no longer the point that it came from but the mean of its group given the noised point,
+            :math:`\sum_i w_i x_i`, :math:`w_i \propto N(x_t; \alpha x_i, \sigma^2)` (Xu et al. 2023). Any of the
+            group may have been noised, so this is the conditional mean of the plain target: it has the same minimiser
+            and less variance (Rao-Blackwell). A divisor of `batch_size`; 1 is the plain target.
         label_dropout: probability with which a label is replaced by "no class", for classifier-free guidance
             (Ho & Salimans 2022, algorithm 1).
         flip: classes whose pictures are mirrored left to right with probability 1/2.
@@ -71,6 +77,7 @@ class Options:
     ema_decay: float | tuple[float, ...] | None = None
     ema_sigma_rel: float | tuple[float, ...] | None = None
     keep_steps: tuple[int, ...] = field(default=())
+    shared_targets: int = 1
     label_dropout: float = 0.0
     flip: tuple[int, ...] = field(default=())
     device: str = "auto"
@@ -105,6 +112,10 @@ class Options:
             raise ValueError(
                 f"keep_steps {outside} lie outside 1..{self.n_steps}; keep weights after a step of the run"
             )
+        divides = self.shared_targets >= 1 and self.batch_size % self.shared_targets == 0
+        _check(
+            "shared_targets", self.shared_targets, divides, f"choose a divisor of batch_size = {self.batch_size}"
+        )  # fmt: skip
         _check(
             "label_dropout", self.label_dropout, 0 <= self.label_dropout < 1, "choose a probability from 0 to below 1"
         )
@@ -126,6 +137,25 @@ class Options:
         """Fresh averages of `weights`, one for each of `widths`."""
         kind = "decay" if self.ema_sigma_rel is None else "sigma_rel"
         return [EMA(weights, **{kind: width}) for width in self.widths]
+
+    def optimisers(self, weights: list[torch.Tensor]) -> list[torch.optim.Optimizer]:
+        """What moves `weights`: one optimiser, or, for Muon, one for the matrices and one for the others.
+
+        Raises:
+            ValueError: Muon, and there is no matrix among the weights, or torch is too old to have it.
+        """
+        if self.optimiser == "adamw":
+            return [torch.optim.AdamW(weights, lr=self.learning_rate, fused=True, weight_decay=self.weight_decay)]
+        matrices = [w for w in weights if w.ndim == 2] if self.optimiser == "muon" else []
+        others = [w for w in weights if self.optimiser != "muon" or w.ndim != 2]
+        found = [torch.optim.Adam(others, lr=self.learning_rate, fused=True)] if others else []
+        if self.optimiser == "muon":
+            if not matrices:
+                raise ValueError("optimiser = 'muon', but the network has no matrix to train; choose adam or adamw")
+            if not hasattr(torch.optim, "Muon"):
+                raise ValueError(f"optimiser = 'muon' needs torch 2.9, and this is {torch.__version__}; choose adam")
+            found.append(torch.optim.Muon(matrices, lr=self.learning_rate, weight_decay=0.0))
+        return found
 
     def rate(self, step: int) -> float:
         """Step size at `step`, counted from 1 to `n_steps`."""
@@ -155,6 +185,8 @@ class Options:
             del chosen["weight_decay"]
         if self.times == "uniform":
             del chosen["log_normal"]
+        if self.shared_targets == 1:
+            del chosen["shared_targets"]
         chosen["keep_steps"] = sorted({*self.keep_steps, *([self.n_steps] if self.n_steps else [])})
         chosen["flip"] = sorted({*self.flip})
         return chosen

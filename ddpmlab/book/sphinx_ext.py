@@ -779,8 +779,10 @@ _WORDS = 36
 
 
 def _scrolling(match: re.Match) -> str:
-    cells = [_seen(cell) for cell in re.findall(r"<td\b[^>]*>(.*?)</td>", match[1], flags=re.DOTALL)]
-    words = " words" if any(len(cell) > _WORDS for cell in cells) else ""
+    rows = re.findall(r"<tr\b.*?</tr>", match[1], flags=re.DOTALL)
+    cells = [[_seen(cell) for cell in re.findall(r"<td\b[^>]*>(.*?)</td>", row, flags=re.DOTALL)] for row in rows]
+    words = " words" if any(len(cell) > _WORDS for row in cells for cell in row[1:]) else ""
+    words += " long-names" if any(len(row[0]) > _WORDS for row in cells if row) else ""
     return f'<div class="scroll{words}" tabindex="0" role="group" aria-label="table">{match[1]}</div>'
 
 

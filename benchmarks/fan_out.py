@@ -1,9 +1,9 @@
-"""What fanning out costs: 200 short experiments, serial and through 2 workers; tasks a second.
+"""What fanning out costs: 200 short experiments, serial and through 2 processes or Dask workers; tasks a second.
 
 Run: python benchmarks/fan_out.py [--experiments 200] [--rounds 3]
 
 Each is told by the clock, which needs a machine with nothing else to do, and by the processor's time of all processes
-that took part, which does not: twice serial over fanned out is what two free cores would give at best.
+that took part, which does not.
 """
 
 import argparse
@@ -51,34 +51,38 @@ def who(seconds: float) -> int:
 
 
 def throughput(n: int, rounds: int) -> None:
-    """Experiments a second of one process and of two workers."""
+    """Experiments a second of one process, of this machine's pool and of a local Dask cluster, two processes each."""
     import torch
 
-    from ddpmlab.lab import Store, runner, stages
+    from ddpmlab.lab import Store, cluster, runner, stages
 
+    os.environ["DDPMLAB_CACHE"] = tempfile.mkdtemp()  # a store that other processes can reach
     torch.set_num_threads(1)
-    pool, found, used = runner.pool(2), {"serial": [], "2 workers": []}, {"serial": 0.0, "2 workers": 0.0}
-    workers = set(pool.map(who, [0.5] * 8))
-    runner.compute(experiments(4), pool, Store(tempfile.mkdtemp()), progress=False)  # workers have imported torch
-    for _ in range(rounds):
-        for name, seconds in found.items():
-            with tempfile.TemporaryDirectory() as folder:
-                store, start = Store(folder), time.perf_counter()
-                before = processor_seconds(os.getpid(), *workers)
-                if name == "serial":
-                    for run in experiments(n):
-                        stages.score(run.config, None, store)
-                else:
-                    runner.compute(experiments(n), pool, store, progress=False)
-                seconds.append(time.perf_counter() - start)
-                used[name] += processor_seconds(os.getpid(), *workers) - before
+    with cluster.executor(workers=2) as dask:
+        executors = {"serial": None, "2 processes": runner.pool(2), "2 Dask workers": dask}
+        found, used, workers = {name: [] for name in executors}, dict.fromkeys(executors, 0.0), {"serial": set()}
+        for name, executor in list(executors.items())[1:]:
+            workers[name] = set(executor.map(who, [0.5] * 8))
+            runner.compute(experiments(4), executor, Store(tempfile.mkdtemp()), progress=False)  # torch is imported
+        for _ in range(rounds):
+            for name, executor in executors.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    store, start = Store(folder), time.perf_counter()
+                    before = processor_seconds(os.getpid(), *workers[name])
+                    if executor is None:
+                        for run in experiments(n):
+                            stages.score(run.config, None, store)
+                    else:
+                        runner.compute(experiments(n), executor, store, progress=False)
+                    found[name].append(time.perf_counter() - start)
+                    used[name] += processor_seconds(os.getpid(), *workers[name]) - before
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     for name, seconds in medians.items():
-        print(f"{name:10} {n / seconds:6.2f} experiments a second")
-    print(f"ratio of medians by the clock {medians['serial'] / medians['2 workers']:.2f}")
-    each = {name: seconds / rounds / n for name, seconds in used.items()}
-    print(f"processor seconds an experiment: {each['serial']:.3f} serial, {each['2 workers']:.3f} through 2 workers")
-    print(f"two free cores at best {2 * each['serial'] / each['2 workers']:.2f}")
+        each = used[name] / rounds / n
+        print(
+            f"{name:15} {n / seconds:6.2f} experiments a second, {medians['serial'] / seconds:.2f} times serial; "
+            f"{each:.3f} processor seconds each"
+        )
 
 
 def scheduling(workers: int = 64, tasks: int = 4_000) -> None:

@@ -78,7 +78,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
                 signal.signal(ending, _interrupted)
     pooch.get_logger().setLevel("WARNING")  # data that are not to be had are told in one line
     device, workers, scheduler = where
-    cluster.use_device(device)
+    gpus = cluster.use_device(device) and (scheduler is None or device == "cuda")
     as_is = not (force or overrides or into)  # what has new text alone need not run
     if as_is and not dry_run:
         for name in pages.chosen(project, studies):
@@ -94,7 +94,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
         return
-    with cluster.executor(workers, scheduler, gpus=device == "cuda") as executor:
+    with cluster.executor(workers, scheduler, gpus=gpus) as executor:
         failed = batch.run(project, todo, profile, into, executor, say=click.echo)
     for message in failed.values():
         click.echo(message, err=True)

@@ -11,11 +11,17 @@ played.
 import contextlib
 from unittest import mock
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here; the played one stands in for it"),
+)
+"""Marks of what needs a real device."""
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten._copy_from.default}

@@ -1,5 +1,6 @@
 """`ddpmlab run` as a real process: interrupted, beside another, on a full disk, without data."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT
 from processes import checkpointed, children, running, wait_for
 
+from ddpmlab.book.pages import Project
 from ddpmlab.lab import Store
 
 DDPMLAB = """
@@ -82,18 +84,25 @@ def page(project):
     return (book(project) / "studies" / "tiny.ipynb").read_text()
 
 
-def run(project, *arguments, limit=0):
-    """`ddpmlab run` of some studies, started."""
+def run(project, *arguments, limit=0, command="run"):
+    """`ddpmlab run` of some studies, or another command, started."""
     environment = {
         **os.environ, "DDPMLAB_CACHE": str(project / "store"), "PYTHONPATH": str(ROOT), "DDPMLAB_DATA": str(project)
     }  # fmt: skip
-    command = [sys.executable, "-c", DDPMLAB, str(limit), "run", "--root", str(project), *arguments]
+    command = [sys.executable, "-c", DDPMLAB, str(limit), command, "--root", str(project), *arguments]
     STARTED.append(
         subprocess.Popen(
             command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     )
     return STARTED[-1]
+
+
+def status(project, *arguments):
+    """What `ddpmlab status` says, by study."""
+    out, err = run(project, *arguments, command="status").communicate(timeout=600)
+    assert not err
+    return dict(re.split(r" +", line, maxsplit=1) for line in out.splitlines())
 
 
 def descendants(process):
@@ -148,6 +157,11 @@ def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project)
     assert "tiny: run 'a' of helix, seed " in line
     assert re.search(rf"File too large.*; the store is {project / 'store'}$", line)
     assert "Traceback" not in out + err
+    assert "again: ddpmlab run tiny --profile quick" in err
+    kept = json.loads((project / "_build" / "state" / "quick" / "tiny.json").read_text())
+    assert kept["state"] == "failed"
+    assert kept["error"] in (project / "_build" / "logs" / "tiny.log").read_text()
+    assert status(project)["tiny"].startswith("failed   tiny: run 'a' of helix, seed ")
     assert not [path for path in (project / "store").rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert page(project) == "the last good page"
     both = [run(project, "tiny") for _ in range(2)]
@@ -164,11 +178,43 @@ def test_a_full_store_is_said_in_a_line_then_two_runs_at_once_are_sound(project)
 
 
 @pytest.mark.slow
+def test_a_notebook_that_fails_takes_no_other_with_it_and_a_second_run_does_what_is_not_fresh(project):
+    folder, full = project / "notebooks", ("--profile", "full")
+    whole = (folder / "tiny.ipynb").read_text().replace("tiny.csv", "other.csv")
+    (folder / "other.ipynb").write_text(whole.replace("time.sleep(pause)", "raise LookupError(6 * 7)"))
+    (folder / "studies.yml").write_text("tiny: {full: {}}\nother: {full: {}}\n")
+
+    def ended(*arguments):
+        process = run(project, *arguments)
+        out, err = process.communicate(timeout=600)
+        assert "Traceback" not in err
+        return process.returncode, re.findall(r"^(\w+) done in", out, re.MULTILINE), err
+
+    code, done, err = ended(*full)
+    assert (code, done) == (1, ["tiny"])
+    assert "LookupError: 42" in err
+    assert "again: ddpmlab run other --profile full" in err
+    assert "LookupError" in (project / "_build" / "failed" / "other.ipynb").read_text()
+    found = status(project, *full)
+    assert found["other"].startswith("failed")
+    assert re.match(rf"fresh +\(\d+ s, .*{Project(project).commit()}\); 2 runs there, 0 missing", found["tiny"])
+    (folder / "other.ipynb").write_text(whole)
+    assert ended(*full)[:2] == (0, ["other"])
+    assert ended(*full)[:2] == (0, [])
+    (folder / "studies.yml").write_text("tiny: {full: {n_steps: 21}}\nother: {full: {}}\n")
+    assert re.match("stale +parameters and code changed", status(project, *full)["tiny"])
+    assert ended(*full, "--device", "cpu", "--workers", "1")[:2] == (0, ["tiny"])
+    assert pd.read_csv(project / "book" / "results" / "tiny.csv").value.tolist() == [21]
+    assert ended(*full, "other", "--force")[:2] == (0, ["other"])
+
+
+@pytest.mark.slow
 def test_a_study_without_its_data_is_named_and_the_others_go_on(project):
     process = run(project)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 1
-    (line,) = [line for line in (out + err).splitlines() if "pictures" in line]
+    line, again = [line for line in (out + err).splitlines() if "pictures" in line]
+    assert again == "  again: ddpmlab run pictures --profile quick"
     assert line.startswith(f"pictures: DDPMLAB_DATA = {project} lacks some of train-images-idx3-ubyte.gz")
     assert "Traceback" not in out + err
     assert "time.sleep(pause)" in page(project)

@@ -1,25 +1,26 @@
 """Fan-out over a real Dask cluster, whose parts are killed."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
+import pretended
 import pytest
-from processes import children
+from processes import checkpointed, children, wait_for
 
-from ddpmlab.lab import Experiment, Store, Training, cluster, run_all
+from ddpmlab.lab import Experiment, Run, Store, Training, cluster, over_seeds, run_all, runner
 
 ROOT = Path(__file__).parent.parent
 CLIENT = """
 import sys
 from ddpmlab.lab import Experiment, Training, cluster, run_all
 config = Experiment("helix", network={"name": "mlp", "hidden": [16]}, n_samples=200,
-                    training=Training(n_steps=1_500, batch_size=128))
+                    training=Training(n_steps=int(sys.argv[2]), batch_size=128))
 with cluster.executor(scheduler=sys.argv[1]) as executor:
     print("begins", flush=True)
     run_all("x", {"a": config}, range(4), executor=executor, progress=False)
@@ -27,15 +28,24 @@ print("done", flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """What one process computes."""
+def computed(n_steps, store):
+    """What one process computes, and of what."""
     config = Experiment(
         "helix", network={"name": "mlp", "hidden": [16]}, n_samples=200,
-        training=Training(n_steps=1_500, batch_size=128),
+        training=Training(n_steps=n_steps, batch_size=128),
     )  # fmt: skip
-    store = Store(tmp_path_factory.mktemp("serial"))
     return untimed(run_all("x", {"a": config}, range(4), store=store, progress=False)), config
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    return computed(1_500, Store(tmp_path_factory.mktemp("serial")))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """Trainings that are checkpointed twice before their end."""
+    return computed(5_000, Store(tmp_path_factory.mktemp("long")))
 
 
 def untimed(table):
@@ -61,8 +71,8 @@ class Cluster:
         options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, env=self.environment, **options)
 
-    def client(self):
-        command = [sys.executable, "-c", CLIENT, self.address]
+    def client(self, n_steps):
+        command = [sys.executable, "-c", CLIENT, self.address, str(n_steps)]
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -84,15 +94,14 @@ def kill(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "nanny", "scheduler", "client"])
-def test_whatever_is_killed_a_second_run_gives_the_serial_table(tmp_path, serial, victim):
-    expected, config = serial
+def test_whatever_is_killed_a_second_run_gives_the_serial_table(tmp_path, long, victim):
+    expected, config = long
     there = Cluster(tmp_path)
     try:
-        client = there.client()
+        client = there.client(config.training.n_steps)
         assert client.stdout.readline() == "begins\n", client.communicate()[1]
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("reference/*.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.1)  # until the workers work
+        at = wait_for(lambda: checkpointed(tmp_path), 120)
+        assert 0 < at < config.training.n_steps  # in the middle of a training
         if victim == "worker":
             for child in children(there.nannies[0].pid):
                 kill(child)
@@ -112,6 +121,8 @@ def test_whatever_is_killed_a_second_run_gives_the_serial_table(tmp_path, serial
             assert client.returncode != 0
     finally:
         there.close()
+    if victim in ("scheduler", "client"):
+        assert len(runner.missing(over_seeds([Run("a", config)], range(4)), Store(tmp_path))) > 0
     again = run_all("x", {"a": config}, range(4), store=Store(tmp_path), progress=False)
     pd.testing.assert_frame_equal(untimed(again), expected)
 
@@ -195,3 +206,36 @@ def test_a_folder_as_the_store_of_another_machine_is_warned_of(monkeypatch, tmp_
 def test_nothing_asked_for_is_this_machine():
     with cluster.executor() as executor:
         assert executor is None
+
+
+def test_one_gpu_trains_one_network_at_a_time(monkeypatch):
+    with cluster.executor(gpus=True) as executor:
+        assert executor is runner.pool(1)
+    refused = pytest.raises(ValueError, match="workers = 2 would share one GPU; choose 1, or --device cpu")
+    with refused, cluster.executor(workers=2, gpus=True):
+        pass
+    asked = {}
+    queue = type("Asked", (Queue,), {"get_executor": lambda self, **options: asked.update(options)})
+    monkeypatch.setattr("distributed.Client", lambda **how: queue(0))
+    monkeypatch.setattr(cluster.stores, "default_url", lambda: "s3://bucket/x")
+    with cluster.executor(scheduler="tcp://127.0.0.1:8786", gpus=True):
+        pass
+    assert asked["resources"] == {"GPU": 1}
+    with pretended.cuda():
+        assert cluster.use_device("auto")
+        assert cluster.use_device("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert not cluster.use_device("cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_scheduler_is_found_by_its_file(tmp_path, monkeypatch, serial):
+    from distributed import LocalCluster
+
+    monkeypatch.setenv("DDPMLAB_CACHE", str(tmp_path / "store"))
+    expected, config = serial
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as there:
+        (tmp_path / "cluster.json").write_text(json.dumps(there.scheduler.identity()))
+        with cluster.executor(scheduler=str(tmp_path / "cluster.json")) as executor:
+            table = run_all("x", {"a": config}, range(4), executor=executor, progress=False)
+    pd.testing.assert_frame_equal(untimed(table), expected)

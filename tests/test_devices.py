@@ -35,7 +35,7 @@ CHAIN = likelihood.Truth.of(HELIX, LINEAR, n=20, times=LINEAR.times())
 PATH = likelihood.Truth.of(HELIX, LINEAR, n_levels=4, n=20)
 
 
-@pytest.fixture(params=["cuda", "pretended"] if torch.cuda.is_available() else ["pretended"])
+@pytest.fixture(params=[pytest.param("cuda", marks=pretended.GPU), "pretended"])
 def cuda(request):
     """A context in which there is a CUDA device."""
     return contextlib.nullcontext if request.param == "cuda" else pretended.cuda
@@ -133,6 +133,11 @@ WAYS = {
 }  # fmt: skip
 
 
+def test_every_public_score_is_among_them():
+    otherwise = {"permutation_test": "permutation test", "fresh_test": "fresh test", "calibrate": "calibration"}
+    assert {otherwise.get(name, name) for name in metrics.__all__} <= WAYS.keys()
+
+
 @pytest.mark.parametrize("what", WAYS)
 def test_a_device_gives_what_the_cpu_gives(what, cuda):
     expected = torch.cat(numbers(WAYS[what]("cpu")))
@@ -213,7 +218,7 @@ def test_training_on_the_played_device_gives_the_cpu_s_weights_and_waits_only_to
     assert waiting == reports
 
 
-@pytest.mark.parametrize("metric", ["emd_128", "kl", "nll_gap"])
+@pytest.mark.parametrize("metric", ["emd_128", "kl", "chain_kl", "nll_gap"])
 def test_an_experiment_trains_samples_and_scores_where_it_is_told(metric, cuda, tmp_path, monkeypatch):
     def run(to):
         training = Training(n_steps=30, batch_size=64, device=to)

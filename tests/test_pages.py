@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
-from ddpmlab.book import pages, report
+from ddpmlab.book import batch, pages, report
 from ddpmlab.book.pages import Project, StudyError
 from ddpmlab.cli import main, value_of
 from ddpmlab.lab import COLUMNS
@@ -334,11 +334,14 @@ def test_the_notebooks_use_public_names_alone():
         (["run", "epochs", "-p", "epoch", "3"], "epochs.ipynb has no parameter epoch; it has: epochs"),
         (["run", "epochs", "-p", "n_seeds", "[1"], "cannot read the value '[1'"),
         (["run", "epochs", "-p", "n_seeds", "few"], "parameter n_seeds = 'few' is str; it needs int"),
+        (["run", "epochs", "-p", "n_seeds", "true"], "parameter n_seeds = True is bool; it needs int"),
+        (["run", "epochs", "-p", "n_seeds", "0"], "parameter n_seeds = 0; it needs at least 1, such as"),
         (["book", "spiral"], "unknown study spiral"),
         (["book", "--profile", "slow"], "'slow' is not one of 'quick', 'colab', 'full'"),
     ],
 )
-def test_the_command_line_explains_itself(arguments, message):
+def test_the_command_line_explains_itself_before_anything_starts(arguments, message, monkeypatch):
+    monkeypatch.setattr(batch, "run", lambda *a, **b: pytest.fail("it began to run"))
     answer = CliRunner().invoke(main, [*arguments, "--root", str(ROOT)])
     assert answer.exit_code != 0
     assert message in answer.output

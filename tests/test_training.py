@@ -21,10 +21,8 @@ from ddpmlab.files import safe_open
 from ddpmlab.training import CheckpointError, NonFiniteLossError, Options, build_seeded, fit
 from ddpmlab.training.draws import Draws
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA), "pretended"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pretended.GPU), "pretended"])
 def device(request):
     if request.param != "pretended":
         yield request.param
@@ -160,6 +158,27 @@ def test_muon_turns_matrices_and_adam_the_rest():
         assert (turned - torch.diag(torch.diagonal(turned))).abs().max() < 0.1, name
 
 
+def test_steps_of_muon_are_torch_s_own_without_decay(points):
+    options = Options(n_steps=6, batch_size=32, optimiser="muon", learning_rate=0.02, decay="cosine", device="cpu")
+    ours, theirs = denoiser(), denoiser()
+    fit(ours, points, options=options, seed=3)
+    weights = list(theirs.network.parameters())
+    muon = torch.optim.Muon(
+        [w for w in weights if w.ndim == 2], weight_decay=0.0, momentum=0.95, nesterov=True, ns_steps=5
+    )
+    adam = torch.optim.Adam([w for w in weights if w.ndim != 2], betas=(0.9, 0.999), eps=1e-8)
+    draws = Draws(points.float(), None, theirs.schedule, options, torch.Generator().manual_seed(3))
+    for step in range(1, 7):
+        x0, noise, t, _ = draws()
+        theirs.loss(x0, t, noise).mean().backward()
+        for optimiser in (muon, adam):
+            optimiser.param_groups[0]["lr"] = options.rate(step)
+            optimiser.step()
+            optimiser.zero_grad()
+    for mine, other in zip(ours.network.parameters(), weights, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
 def test_muon_needs_a_matrix_and_a_torch_that_has_it(monkeypatch):
     class Scale(nn.Module):
         def __init__(self):
@@ -171,7 +190,7 @@ def test_muon_needs_a_matrix_and_a_torch_that_has_it(monkeypatch):
 
     with pytest.raises(ValueError, match="optimiser = 'muon', but the network has no matrix to train"):
         fit(Denoiser(Scale(), schedules.make("linear")), torch.zeros(4, 3), 1, optimiser="muon")
-    monkeypatch.delattr(torch.optim, "Muon")
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match=r"optimiser = 'muon' needs torch 2\.9, and this is"):
         fit(denoiser(), torch.zeros(4, 3), 1, optimiser="muon")
 
@@ -196,6 +215,21 @@ def test_a_shared_target_is_the_exact_denoiser_of_the_group(schedule):
             part = slice(group, group + size)
             exact = EmpiricalDenoiser(plain[part], schedule)(noised[part], times[part])
             torch.testing.assert_close(drawn[size][0][part], exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_shared_target_is_of_the_mirrored_pictures_and_fine_at_little_noise():
+    pictures = torch.rand(16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    labels, schedule = torch.arange(16) % 2, schedules.make("ve", sigma_min=0.003, sigma_max=0.004)
+    found = []
+    for size in (1, 16):
+        options = Options(n_steps=1, batch_size=16, shared_targets=size, flip=(0, 1))
+        x0, noise, t, _ = Draws(pictures, labels, schedule, options, torch.Generator().manual_seed(2))()
+        _, sigma = (scale.float()[:, None, None, None] for scale in schedule(t))
+        found.append((x0, x0 + sigma * noise))
+    (plain, noised), (shared, same_noised) = found
+    assert not torch.equal(plain.sort(0).values, pictures.sort(0).values)  # some were mirrored
+    torch.testing.assert_close(same_noised, noised, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shared, plain, rtol=0, atol=1e-5)  # so little noise leaves no doubt which it was
 
 
 def test_a_shared_target_is_the_mean_where_no_signal_is_left():
@@ -510,7 +544,8 @@ def test_cuda_is_missed_where_there_is_none(points, monkeypatch):
     assert Options().torch_device == torch.device("cpu")
 
 
-@CUDA
+@pytest.mark.gpu
+@pretended.GPU[1]
 def test_steps_on_a_gpu_do_not_wait_for_each_other(points):
     def watch(step):
         torch.cuda.set_sync_debug_mode("error" if 2 <= step < 90 else "default")

@@ -71,6 +71,8 @@ def run(
     commit = project.commit()
     failed: dict[str, str] = {}
     book = book or prepare(project, profile)
+    logs = project.build / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     wanted = {name: project.study(name, parameters) for name, parameters in todo.items()}
     for name, study in list(wanted.items()):
         try:
@@ -88,8 +90,8 @@ def run(
                 failed.setdefault(name, f"{name}: {error}")
         if executor is None:
             runner.release()
-    logs = project.build / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    for name, error in failed.items():
+        failed[name] = pages.failed(project, name, profile, todo[name], error, commit, logs / f"{name}.log")
 
     def one(name: str) -> float:
         log = logs / f"{name}.log"

@@ -122,7 +122,8 @@ class Project:
         """Parameters of a study at a profile, checked in name and type.
 
         Raises:
-            ValueError: an unknown profile or parameter, or a value of another type than the notebook's default.
+            ValueError: an unknown profile or parameter, a value of another type than the notebook's default, a number
+                below 0 where the default is above, or nothing to count (`n_...` below 1).
         """
         if profile not in PROFILES:
             raise ValueError(f"unknown profile {profile!r}; choose one of: {', '.join(PROFILES)}")
@@ -133,12 +134,19 @@ class Project:
         if unknown:
             raise ValueError(f"{study}.ipynb has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
         for name, value in chosen.items():
-            default = known[name]
-            number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-            if default is not None and value is not None and not isinstance(value, type(default)) and not number:
+            default, truth = known[name], isinstance(value, bool)
+            fits = isinstance(value, type(default)) and truth == isinstance(default, bool)
+            number = isinstance(default, float) and isinstance(value, int) and not truth
+            if default is not None and value is not None and not fits and not number:
                 raise ValueError(
                     f"{study}: parameter {name} = {value!r} is {type(value).__name__}; it needs "
                     f"{type(default).__name__}, such as {default!r}"
+                )
+            least = 1 if name.startswith("n_") else 0
+            counted = isinstance(default, int | float) and not isinstance(default, bool) and default >= least
+            if counted and value is not None and value < least:
+                raise ValueError(
+                    f"{study}: parameter {name} = {value!r}; it needs at least {least}, such as {default!r}"
                 )
         return known | chosen | {"profile": profile}
 
@@ -504,6 +512,19 @@ def run_study(
             raise StudyError(f"{message}{where}\n  again: {again}") from None
     _note(project, profile, study).unlink(missing_ok=True)
     return seconds
+
+
+def failed(
+    project: Project, study: str, profile: str, parameters: Mapping[str, Any], error: str, commit: str, log: Path
+) -> str:
+    """Note that a study failed before its notebook could begin; the message, with the command that repeats it."""
+    again = _command(study, profile, parameters, project)
+    state = {"state": "failed", "started": _now(), "commit": commit, "error": error, "again": again}
+    with contextlib.suppress(OSError):  # on a full disk
+        _write_json(_note(project, profile, study), state)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(error + "\n")
+    return f"{error}\n  again: {again}"
 
 
 def _now() -> str:

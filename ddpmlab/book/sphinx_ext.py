@@ -6,7 +6,8 @@ Directives and roles, all read from `results/` when the book is built:
 - ``{built}`version` ``, `commit`, `date`: what the book is built from;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{answers}``: questions with the claims that answer them, one a line;
-- ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`;
+- ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`; ``{costs}``: the
+  hours of one core alone;
 - ``{package-api} ddpmlab.data ddpmlab.metrics``: the public names of these modules, from their docstrings;
 - ``{command-line}``: what the command line says of itself.
 
@@ -418,11 +419,14 @@ def _duration(seconds: float) -> str:
 class Provenance(_Table):
     """What was computed, by which code, on what, in how long, and all pages together."""
 
-    def run(self):
+    def notes(self) -> dict[str, dict]:
+        """Page -> what it was made with, at `full` for the committed book."""
         self.depend("results/provenance.json")
         path = self.book / "results" / "provenance.json"
-        notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        rows = []
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def run(self):
+        notes, rows = self.notes(), []
         for page, note in notes.items():
             link = _page_link(page)
             if not (self.book / "studies" / f"{page}.ipynb").exists():
@@ -440,6 +444,17 @@ class Provenance(_Table):
             "once a page; what several pages share counts for each of them, also in the last row."
         )
         return [*self.table(head, rows), *self.parsed(note)] if rows else self.table(head, rows)
+
+
+class Costs(Provenance):
+    """What each page cost, in hours of one core."""
+
+    def run(self):
+        costs = {page: cost for page, note in self.notes().items() if (cost := _cost(note)) is not None}
+        rows = [[_page_link(page), _plain(f"{cost / 3600:.1f}")] for page, cost in costs.items()]
+        if rows:
+            rows.append(["all pages", f"{sum(costs.values()) / 3600:.1f}"])
+        return self.table(["page", "core-hours"], rows)
 
 
 def _cost(note: dict) -> float | None:
@@ -904,6 +919,7 @@ def setup(app):
     app.add_directive("verdicts", Verdicts)
     app.add_directive("answers", Answers)
     app.add_directive("provenance", Provenance)
+    app.add_directive("costs", Costs)
     app.add_directive("package-api", PackageApi)
     app.add_directive("command-line", CommandLine)
     app.connect("config-inited", _quiet_thebe)

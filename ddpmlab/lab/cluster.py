@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
+from ddpmlab.lab import runner
 from ddpmlab.lab import store as stores
 
 TIMEOUT = 30
@@ -25,8 +26,8 @@ PATIENCE = 60.0
 _HERE = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0", "inproc", "")
 
 
-def use_device(device: str) -> None:
-    """Make `auto` mean this device, here and in the processes that are started from here.
+def use_device(device: str) -> bool:
+    """Make `auto` mean this device, here and in the processes that are started from here; whether it is a GPU.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
@@ -34,15 +35,17 @@ def use_device(device: str) -> None:
     Raises:
         ValueError: CUDA is asked for where there is none, or an unknown name.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif device == "cuda":
-        import torch
+        return False
+    import torch
 
-        if not torch.cuda.is_available():
-            raise ValueError("device = 'cuda', but torch finds no CUDA device here; choose auto or cpu")
-    elif device != "auto":
-        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device = 'cuda', but torch finds no CUDA device here; choose auto or cpu")
+    return there
 
 
 def _is_here(address: str) -> bool:
@@ -72,22 +75,29 @@ def executor(workers: int | None = None, scheduler: str | None = None, gpus: boo
     Args:
         workers: processes of a local Dask cluster.
         scheduler: address of a running scheduler (`tcp://host:8786`), or the path of its scheduler file.
-        gpus: each task holds one unit of the workers' resource `GPU`.
+        gpus: one GPU trains one network at a time: here a single process computes, and on a cluster each task holds one
+            unit of the workers' resource `GPU`.
 
     Raises:
-        ValueError: both, fewer than one worker, no scheduler answers, or a store that no other process can reach.
+        ValueError: both, fewer than one worker, several on one GPU, no scheduler answers, or a store that no other
+            process can reach.
 
     Warns:
         UserWarning: the scheduler is on another machine and the store in a folder, which the workers have to share.
         ModuleNotFoundError: `distributed` is not installed.
     """
     if workers is None and scheduler is None:
-        yield None
+        yield runner.pool(1) if gpus else None
         return
     if workers is not None and scheduler is not None:
         raise ValueError(f"workers = {workers} and scheduler = {scheduler!r}; give one of them")
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}; need at least 1")
+    if workers is not None and workers > 1 and gpus:
+        raise ValueError(
+            f"workers = {workers} would share one GPU; choose 1, or --device cpu, or start a worker for each GPU and "
+            "pass its --scheduler (the page on scale has the commands)"
+        )
     from distributed import Client, LocalCluster
 
     if stores.default_url().startswith("memory://"):

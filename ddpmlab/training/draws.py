@@ -18,7 +18,7 @@ class Draws:
         points: training points `(n, *shape)`, on the device of the generator.
         labels: their classes `(n,)`, if there are any.
         schedule: whose times are drawn.
-        options: `batch_size`, `times`, `log_normal`, `flip` and `label_dropout` count.
+        options: `batch_size`, `times`, `log_normal`, `shared_targets`, `flip` and `label_dropout` count.
         generator: of every draw.
         n_classes: of the network; the index that stands for "no class".
     """

@@ -36,8 +36,9 @@ class Options:
         batch_size: points per step; batches run through fresh permutations of the points.
         learning_rate, decay, warmup: step size; `none`, `cosine` to zero, or `inverse sqrt` after an eighth of the
             run; linear warm-up over `warmup` steps.
-        optimiser: `adam`; `adamw` (with `weight_decay`); or `muon`: a matrix moves by its averaged gradient made nearly
-            orthogonal (Jordan et al. 2024), every other weight by Adam. Torch's defaults otherwise, without decay.
+        optimiser: `adam`; `adamw` (with `weight_decay`); or `muon`: a weight matrix, those of the
+            first and last layers included, moves by its averaged gradient made nearly orthogonal (Jordan et al. 2024,
+            who leave these two to Adam), every other weight by Adam. Torch's defaults otherwise, without decay.
         grad_clip: largest norm of the gradient; no clipping if omitted.
         weighting: see `Denoiser.loss`.
         times: `uniform` over the schedule's times; `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)` with
@@ -50,9 +51,12 @@ class Options:
         keep_steps: steps at which to keep weights, besides the last.
         shared_targets: share what the minibatch knows: it falls into groups of this size, and the target of a noised
             point is no longer the point that it came from but the mean of its group given the noised point,
-            :math:`\sum_i w_i x_i`, :math:`w_i \propto N(x_t; \alpha x_i, \sigma^2)` (Xu et al. 2023). Any of the
-            group may have been noised, so this is the conditional mean of the plain target: it has the same minimiser
-            and less variance (Rao-Blackwell). A divisor of `batch_size`; 1 is the plain target.
+            :math:`\sum_i w_i x_i`, :math:`w_i \propto N(x_t; \alpha x_i, \sigma^2)` (after Xu et al. 2023, who
+            draw the others apart, at a bias that vanishes with their number). Here any of the group may have been
+            noised, so this is the conditional mean of the plain target: it has the same minimiser, and each target less
+            variance (Rao-Blackwell), unless a group that spans two epochs holds a point twice, which matters where the
+            batch is not far smaller than the training set. A divisor of `batch_size`; 1 is the plain target; networks
+            with classes take no other.
         label_dropout: probability with which a label is replaced by "no class", for classifier-free guidance
             (Ho & Salimans 2022, algorithm 1).
         flip: classes whose pictures are mirrored left to right with probability 1/2.

@@ -1,5 +1,6 @@
 """Badges and the set-up cell of the Colab editions."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -99,3 +100,32 @@ def test_every_study_s_profile_is_estimated_below_ten_minutes_of_its_gpu():
     assert max(minutes.values()) < 10, minutes
     full = project.study("epochs", project.parameters("epochs", "full"))
     assert estimate(full.runs)["minutes"] > 10
+
+
+@pytest.mark.parametrize("address", ["someone/a-fork", None])
+def test_a_build_with_an_address_gives_every_page_badges_and_the_notebook_behind_them(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "repository", lambda root: address)
+    hooks = {}
+    app = types.SimpleNamespace(
+        srcdir=str(ROOT / "book"), outdir=str(tmp_path), builder=types.SimpleNamespace(name="html"),
+        connect=lambda event, hook, **options: hooks.update({event: hook}),
+    )  # fmt: skip
+    colab.setup(app)
+    hooks["build-finished"](app, None)
+    for study in Project(ROOT).manifest():
+        page = {"body": "<p>text</p>"}
+        hooks["html-page-context"](app, f"studies/{study}", "page.html", page, None)
+        found = re.findall(r'href="([^"]+)"', page["body"])
+        if address is None:
+            assert found == []
+            continue
+        at = f"https://colab.research.google.com/github/{address}/blob/gh-pages/"
+        assert found[0].startswith(at)
+        assert found[1].startswith(f"https://mybinder.org/v2/gh/{address}/")
+        assert found[1].endswith(f"?urlpath=lab/tree/notebooks/{study}.ipynb")
+        edition = nbformat.read(tmp_path / found[0].removeprefix(at), as_version=4)
+        assert f"git+https://github.com/{address}@" in edition.cells[0].source
+    other = {"body": "<p>text</p>"}
+    hooks["html-page-context"](app, "index", "page.html", other, None)
+    assert other == {"body": "<p>text</p>"}
+    assert any(tmp_path.iterdir()) == (address is not None)

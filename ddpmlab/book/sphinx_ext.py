@@ -2,8 +2,8 @@
 
 Directives and roles, all read from `results/` when the book is built:
 
-- ``{claim}`epochs-helix measured` ``: one field of one row of `claims.csv`;
-- ``{built}`version` ``, `commit`, `date`: what the book is built from;
+- role `claim`: one field of one row of `claims.csv`, such as `epochs-helix measured`;
+- role `built`: what the book is built from, its `version`, `commit` or `date`;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{answers}``: questions with the claims that answer them, one a line;
 - ``{provenance}``: what was computed when, where and in how many seconds, from `provenance.json`; ``{costs}``: the
@@ -172,7 +172,7 @@ class _FromBook:
 
 
 class ClaimRole(_FromBook, SphinxRole):
-    """``{claim}`id field` ``: a field of `claims.csv`, or `interval`; the build fails if there is no such claim."""
+    """Of `id field`: that field of a claim in `claims.csv`, or its `interval`; no such claim fails the build."""
 
     FIELDS = ("claim", "source", "published", "measured", "interval", "verdict", *_INTERVAL)
 
@@ -200,7 +200,7 @@ def built(book: Path) -> dict[str, str]:
 
 
 class BuiltRole(_FromBook, SphinxRole):
-    """``{built}`version` ``: the package's version, or the `commit` or `date` of the project."""
+    """The package's `version`, or the `commit` or `date` of the project."""
 
     def run(self):
         text = built(self.book)[self.text]

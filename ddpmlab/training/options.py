@@ -51,8 +51,8 @@ class Options:
         keep_steps: steps at which to keep weights, besides the last.
         shared_targets: share what the minibatch knows: it falls into groups of this size, and the target of a noised
             point is no longer the point that it came from but the mean of its group given the noised point,
-            :math:`\sum_i w_i x_i`, :math:`w_i \propto N(x_t; \alpha x_i, \sigma^2)` (after Xu et al. 2023, who
-            draw the others apart, at a bias that vanishes with their number). Here any of the group may have been
+            :math:`\sum_i w_i x_i`, :math:`w_i \propto N(x_t; \alpha x_i, \sigma^2)` (after Xu et al. 2023, whose
+            estimate has a bias that vanishes with its reference batch). Here any of the group may have been
             noised, so this is the conditional mean of the plain target: it has the same minimiser, and each target less
             variance (Rao-Blackwell), unless a group that spans two epochs holds a point twice, which matters where the
             batch is not far smaller than the training set. A divisor of `batch_size`; 1 is the plain target; networks

@@ -44,8 +44,8 @@ def serial(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
-    """Trainings that are checkpointed twice before their end."""
-    return computed(5_000, Store(tmp_path_factory.mktemp("long")))
+    """Trainings that are checkpointed before their end."""
+    return computed(3_000, Store(tmp_path_factory.mktemp("long")))
 
 
 def untimed(table):

@@ -165,7 +165,7 @@ def test_a_diffusion_model_is_a_density_scored_like_the_others():
 
 
 def test_a_table_of_rivals():
-    table = rivals.rivals_table("two_moons", "kernel density", seeds=(s for s in range(2)), n=300)
+    table = rivals.rivals_table("two_moons", "kernel density", seeds=(s for s in range(2)), n=300, most=30)
     assert list(table.seed) == [0, 1]
     assert (table.low < table.kl).all()
     assert table.path_kl.isna().all()

@@ -580,7 +580,9 @@ def stop_at(last):
         (denoiser, {"optimiser": "muon", "shared_targets": 16, "decay": "cosine"}),
     ],
 )
-def test_a_resumed_run_ends_at_the_same_bits(points, tmp_path, build, options, device):
+def test_a_resumed_run_ends_at_the_same_bits(points, tmp_path, build, options, device, request):
+    if options.get("optimiser") == "muon" and "pretended" in request.node.callspec.id:
+        pytest.skip("the played device is slow at Muon's many small products; it trains with it in test_devices")
     options = {"n_steps": 130, "batch_size": 64, "keep_steps": (10, 60), "seed": 1, "device": device, **options}
     whole = fit(build(), points, **options)
     saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 25}

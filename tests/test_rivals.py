@@ -195,7 +195,7 @@ def test_a_mean_of_mixtures_is_the_mean_of_their_densities():
     assert not torch.allclose(one.log_prob(x), other.log_prob(x), atol=1e-3)
     expected = (one.log_prob(x).exp() + other.log_prob(x).exp()) / 2
     torch.testing.assert_close(mean.log_prob(x).exp(), expected)
-    assert mean.parameters == 2 * one.parameters + 1  # one more weight between the two
+    assert mean.parameters == 2 * one.parameters
 
 
 def test_the_choice_is_made_on_a_seed_of_its_own(monkeypatch):

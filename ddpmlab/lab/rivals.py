@@ -186,7 +186,7 @@ def gaussian_mixture(
 
     return Fitted(
         log_prob,
-        starts * (k + k * d + k * d * (d + 1) // 2) - 1,
+        starts * (k - 1 + k * d + k * d * (d + 1) // 2),
         process_time() - start,
         {"components": k, "bic": tried} | ({"starts": starts} if starts > 1 else {}),
         final,

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def run(project, book, **parameters):
 
 
 def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
-    project, book = notebooks(TABLE, "import sys; print('noise', file=sys.stderr); x"), tmp_path / "book"
+    noise, transport = "import sys; print('noise', file=sys.stderr); x", "get_connection_info(unpack=True)['transport']"
+    project = notebooks(TABLE, noise, f"from ipykernel.connect import get_connection_info\n{transport}")
+    book = tmp_path / "book"
     seconds = run(project, book, x=5)
     assert files(book) == [
         ".publishing.lock", "results/claims.csv", "results/provenance.json", "results/tiny.csv", "studies/tiny.ipynb"
@@ -75,6 +78,8 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
     assert note["seconds"] == pytest.approx(seconds, abs=0.1)
     assert {"commit", "code", "device", "torch", "ddpmlab", "date", "core_seconds", "fingerprint"} <= set(note)
     page = nbformat.read(book / "studies" / "tiny.ipynb", 4)
+    (spoken,) = page.cells[-1].outputs
+    assert spoken.data["text/plain"] == ("'tcp'" if sys.platform == "win32" else "'ipc'")  # no two race for a port
     assert "papermill" not in json.dumps([c.metadata.get("papermill", "") for c in page.cells] + [page.metadata])
     assert str(tmp_path) not in json.dumps(page)
     assert "widgets" not in page.metadata
@@ -160,6 +165,32 @@ def test_what_a_killed_publisher_had_complete_is_finished_and_the_rest_dropped(t
             (folder.parent / "ready").touch()
     pages.recover(book)
     assert files(book) == [".publishing.lock", "results/a.csv"]
+
+
+@pytest.mark.parametrize("large", ["page", "table", "provenance"])
+def test_a_disk_that_fills_up_while_publishing_leaves_the_last_good_page(tmp_path, large):
+    book, produced = tmp_path / "book", tmp_path / "produced"
+    produced.mkdir()
+
+    def publish(value, most=resource.RLIM_INFINITY, **sizes):
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x" * sizes.get("page", 1))])
+        (produced / "tiny.csv").write_text(f"value\n{value}\n" * sizes.get("table", 1))
+        note = {"value": value, "note": "x" * sizes.get("provenance", 1)}
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))  # what a full disk does to a writer
+        try:
+            pages.publish("tiny", page, produced, book, note)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    publish(1)
+    good = {name: (book / name).read_bytes() for name in files(book)}
+    with pytest.raises(OSError, match="File too large"):
+        publish(2, most=4_000, **{large: 4_000})
+    assert {name: (book / name).read_bytes() for name in files(book)} == good
+    assert not list(book.glob(".publishing-*/"))
+    publish(3)
+    assert (book / "results" / "tiny.csv").read_text() == "value\n3\n"
 
 
 def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_path):

@@ -89,7 +89,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
         for name in pages.chosen(project, studies):
             found = pages.status(project, name, profile, overrides=overrides)
             state = "would run" if name in todo else "fresh"
-            if as_is and found.why == pages.TEXT_CHANGED:
+            if as_is and pages.has_new_text_alone(project, name, profile):
                 state = "new text"
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
@@ -120,7 +120,7 @@ def _expected(runs) -> str:
 @_force
 @_root
 def run(studies, profile, parameter, into, dry_run, device, workers, scheduler, force, root) -> None:
-    """Run STUDIES (all that are not fresh, if none is named), without rendering."""
+    """Run STUDIES, or all that are not fresh. Nothing is rendered."""
     from ddpmlab.book.pages import Project
 
     overrides = {name: value_of(value) for name, value in parameter}
@@ -133,7 +133,7 @@ def run(studies, profile, parameter, into, dry_run, device, workers, scheduler, 
 @_profile
 @_root
 def status(studies, profile: str, root: Path) -> None:
-    """Say of each study whether its page is fresh, and what of its runs is in the store."""
+    """Say which pages are fresh. Beside each is what of its runs is in the store."""
     from ddpmlab.book import pages
 
     project = pages.Project(root.resolve())
@@ -154,7 +154,7 @@ def status(studies, profile: str, root: Path) -> None:
 @_force
 @_root
 def book(profile, studies, device, workers, scheduler, force, root) -> None:
-    """Run all STUDIES that are not fresh (or those named) and render the book."""
+    """Run what is not fresh, render the book. Of STUDIES that are named, those."""
     from ddpmlab.book import pages
 
     project = pages.Project(root.resolve())
@@ -177,7 +177,7 @@ def render(root: Path) -> None:
 @click.option("--export", type=click.Path(file_okay=False, path_type=Path), help="Write npy files there.")
 @click.option("--label", type=int, default=0, show_default=True, help="Which class to export.")
 def data(export: Path | None, label: int) -> None:
-    """Fetch and verify FashionMNIST; with --export write one class as npy files of 784 columns."""
+    """Fetch and verify FashionMNIST. With --export one class is written as npy files of 784 columns."""
     from ddpmlab import data as datasets
 
     for name, path in datasets.fetch().items():

@@ -107,14 +107,14 @@ class Denoising(nn.Module):
 
 
 class Denoiser(Denoising):
-    """A network read as a denoiser.
+    r"""A network read as a denoiser.
 
     Args:
         network: maps points `(n, *shape)`, conditioning numbers `(n,)` and, with `n_classes`, labels `(n,)` to
             `(n, *shape)`.
         schedule: the forward process.
         parameterisation: `epsilon`, `x0`, `v`, `edm` or `flow`. `edm` conditions the network on a quarter of
-            ln(sigma / alpha), the others on t / t_max.
+            :math:`\ln\sigma/\alpha`, the others on `t / t_max`.
 
     Raises:
         ValueError: unknown parameterisation; or epsilon with a terminal SNR of 0, where it says nothing of x0.
@@ -212,18 +212,19 @@ class Denoiser(Denoising):
     ) -> Tensor:
         r"""Training loss per point, `(n,)`: :math:`w_t\,|F - F^\ast|^2/d` in the network's own output of d numbers.
 
-        Weightings, as the factor on :math:`|\hat\varepsilon - \varepsilon|^2 = \mathrm{SNR}\,|D - x_0|^2`:
+        Weightings, with :math:`|\hat\varepsilon - \varepsilon|^2 = \mathrm{SNR}\,|D - x_0|^2`:
 
         - `simple`: the network's output unweighted, w = 1 (Ho et al. 2020, eq. 14);
         - `snr+1 inverse`: :math:`1/(1 + \mathrm{SNR})` on the epsilon loss, as in the two-moons report;
         - `min-snr`: :math:`\min(\mathrm{SNR}, \gamma)` on the x0 loss, :math:`\gamma` = 5 (Hang et al. 2023, eq. 8);
         - `edm`: :math:`(1 + \mathrm{SNR})` on the x0 loss (Karras et al. 2022, :math:`\lambda(\sigma)` of table 1),
-          which is w = 1 for `edm` and `v`.
+          which is w = 1 for `edm`, and for `v` where the schedule preserves the variance.
 
         Every weight is finite, at SNR = 0 and SNR = infinity too. With `levels`, those of t, nothing is checked.
 
         Raises:
-            ValueError: unknown weighting, or shapes or times that do not fit.
+            ValueError: unknown weighting, or shapes, devices or times that do not fit.
+            TypeError: `x0` and the network have different dtypes.
         """
         if levels is None:
             self._check(x0)

@@ -1,8 +1,8 @@
 r"""Paths between two points by a denoiser, and what a path is worth.
 
-A way takes ends a and b and weights w in [0, 1] and returns *frames* `(n, k, *shape)`, the first like a and the last
-like b or, for the ways that edit a, changed the way b differs. All noise levels are :math:`\sigma/\alpha`, so that a
-depth means the same for every schedule. The ways are
+A way takes ends `a` and `b` and weights `w` in [0, 1] and returns *frames* `(n, k, *shape)`, the first like `a` and the
+last like `b` or, for the ways that edit `a`, changed the way `b` differs. All noise levels are :math:`\sigma/\alpha`,
+so that a depth means the same for every schedule. The ways are
 
 - `pixels`: :math:`(1 - w) a + w b`;
 - `noise`: noise both ends to a depth, mix, decode (Ho et al. 2020, figure 9). With *independent* noises the plain mix
@@ -10,8 +10,8 @@ depth means the same for every schedule. The ways are
 - `flow`: encode both ends along the probability-flow ODE (Song et al. 2021, section 4.3), mix, decode. The mix is
   `spherical` (Shoemake 1985) or `gaussian` (`combine`). With `forward` the first steps of the encoding are the forward
   process instead (arXiv 2410.23530: what is inverted at low noise is structured where a picture is flat);
-- `labels`: the encoding of a decoded with a mix of the two ends' class embeddings;
-- `direction`: the encoding of a decoded with w times a shift of the network's bottleneck (Kwon et al. 2023);
+- `labels`: the encoding of `a`, decoded with a mix of the two ends' class embeddings;
+- `direction`: the encoding of `a`, decoded with `w` times a shift of the network's bottleneck (Kwon et al. 2023);
 - `searched`: another way's path, walked at the pace of a reading;
 - `guided`: an encoding decoded by `Steered`, so that a reading of the frame, such as a sleeve's length, comes out as
   :math:`(1 - w) r(a) + w r(b)`.
@@ -115,12 +115,14 @@ def diffuse(schedule: Schedule, x0: Tensor, t: float, noise: Tensor) -> Tensor:
 def round_trip_error(
     denoiser: Denoising, x0: Tensor, depth: float, n_steps: Sequence[int], label: Tensor | None = None, **options
 ) -> list[dict[str, float]]:
-    """Root mean square of decode(encode(x0)) - x0 against evaluations: rows `n_steps, nfe, error`.
+    """Root mean square of `decode(encode(x0)) - x0` against evaluations: rows `n_steps, nfe, error`.
 
     Args:
-        denoiser, x0, label: what is encoded, and by what.
+        denoiser: what encodes and decodes.
+        x0: the points that are encoded, `(n, *shape)`.
         depth: noise level of the latents.
         n_steps: step counts, each used up and down.
+        label: classes of the points, `(n,)`.
         options: `sampler` of `solve`.
     """
     rows = []
@@ -153,7 +155,7 @@ def _column(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """(1 - w) a + w b for points `(n, *shape)` and weights `(n,)`."""
+    r""":math:`(1 - w)\,a + w\,b` for points `(n, *shape)` and weights `(n,)`."""
     w = _column(weights, a)
     return (1 - w) * a + w * b
 
@@ -378,7 +380,7 @@ def _class_embeddings(denoiser: nn.Module) -> list[nn.Embedding]:
 
 @contextmanager
 def mixed_classes(denoiser: nn.Module, first: Tensor, last: Tensor, weights: Tensor) -> Iterator[None]:
-    """While open, every class embedding in a denoiser answers with (1 - w) E[first] + w E[last], row by row.
+    """While open, every class embedding in a denoiser answers with `(1 - w) E[first] + w E[last]`, row by row.
 
     Raises:
         ValueError: there is no class embedding.
@@ -718,18 +720,18 @@ def measure_paths(
 ) -> list[dict[str, Any]]:
     r"""Measures of every path, as tidy rows `pair, metric, value` with any further columns given.
 
-    With :math:`L_k` the sleeve length of frame k, wanted to be :math:`(1 - w_k) L_a + w_k L_b`, and k* the frame whose
-    wanted length is nearest to 3/4:
+    With :math:`L_k` the sleeve length of frame k, wanted to be :math:`(1 - w_k) L_a + w_k L_b`, and :math:`k^\ast` the
+    frame whose wanted length is nearest to 3/4:
 
     - `spearman`: rank correlation of :math:`L_k` and :math:`w_k`; 0 where nothing moves;
     - `monotone`: 1 where no step falls by more than half a row of one side and the path rises by half of
       :math:`L_b - L_a` at least;
     - `reading`, `hit`: :math:`L_{k^\ast}`, and whether it lies within 0.1 of what is wanted;
-    - `ghost`, `ghost_inside`: ghost index of k*, and whether it lies in `band`;
+    - `ghost`, `ghost_inside`: ghost index of :math:`k^\ast`, and whether it lies in `band`;
     - `answer`: 1 where *any* frame reads 3/4 within 0.1, with both sides within 0.2 of each other and no ghost;
-    - `identity`: torso distance of k* to the nearer end; `ends_apart`: between the ends;
+    - `identity`: torso distance of :math:`k^\ast` to the nearer end; `ends_apart`: between the ends;
     - `error_first`, `error_last`: root mean square difference of the path's ends to what they should be;
-    - `nearest`: root mean square difference of k* to the nearest picture of `real`.
+    - `nearest`: root mean square difference of :math:`k^\ast` to the nearest picture of `real`.
 
     Args:
         frames: `(n, k, 1, 28, 28)` in [0, 1]; values beyond are cut off.
@@ -894,7 +896,7 @@ def compare(
 
     Args:
         denoiser: of `pictures.standardised()`; paths are computed on its device, and measured on the CPU.
-        pictures: Fashion-MNIST in own units, with labels.
+        pictures: FashionMNIST in own units, with labels.
         ways: by name, see `sleeve_ways`; what they read or hold is on the denoiser's device.
         n_pairs: pairs drawn from the test split by `draw_pairs`.
         n_points: frames a path.

@@ -115,6 +115,16 @@ def _place(factory: Any) -> tuple[str, str]:
     return owner.__module__, owner.__qualname__
 
 
+def names_of(thing: Any) -> list[tuple[str, str]]:
+    """What a class or function is registered as: `(kind, name)`."""
+    return [
+        (kind, name)
+        for kind, registry in Registry._all.items()
+        for name, factory in registry._factories.items()
+        if getattr(factory, "function", factory) is thing
+    ]
+
+
 def defined_interactively() -> list[tuple[str, str, Any]]:
     """Registered parts that another process cannot import, those of a notebook or script: `(kind, name, factory)`."""
     return [

@@ -155,10 +155,12 @@ class Sampler(ABC):
         The noise comes from one stream, so the same seed and batch size give the same points.
 
         Args:
-            denoiser, seed, label: as for a call; `label` for all n points.
+            denoiser: any denoiser; it carries the schedule.
             n: how many points to draw.
+            seed: seed of all noise, or a generator.
             batch_size: most points at a time.
             progress: show a text progress bar.
+            label: one class for all n points, or classes `(n,)`, for a denoiser that takes them.
             options: `shape`, `dtype` and `device`, as for a call.
         """
         if n < 1 or batch_size < 1:

@@ -86,12 +86,13 @@ class Schedule(ABC):
         """Decreasing sampling times, `(n_steps + 1,)` float64, from noise to clean data (0).
 
         Args:
-            n_steps: how many steps; all T if omitted.
+            n_steps: how many steps; all T of a discrete schedule if omitted, while a continuous one needs it.
             spacing: `leading` (every k-th from the first), `linspace` (both ends) or `trailing` (every k-th from
                 the last), as tabulated by Lin et al. 2024, table 2. The schedule's own default if omitted.
 
         Raises:
-            ValueError: `n_steps` is below 1 or above T; or `spacing` is unknown.
+            ValueError: `n_steps` is no whole number from 1 to T, or missing for a continuous schedule; or `spacing` is
+                unknown.
         """
         n_steps = self.t_max if n_steps is None and isinstance(self, DiscreteSchedule) else n_steps
         spacing = spacing or self.spacing
@@ -106,18 +107,18 @@ class Schedule(ABC):
 
     @abstractmethod
     def rescaled(self, terminal_snr: float = 0.0) -> "Schedule":
-        r"""The same schedule with its last :math:`\alpha_t` moved to a wanted terminal SNR.
-
-        :math:`\alpha_t` is shifted and scaled so that its first value stays (Lin et al. 2024, algorithm 1, there for
-        terminal SNR 0).
+        """The same schedule with its end moved to a wanted terminal SNR; each class says what moves.
 
         Raises:
-            ValueError: the wanted SNR is negative or not below the first step's.
+            ValueError: an SNR at which this schedule cannot end; each class says which those are.
         """
 
 
 class DiscreteSchedule(Schedule):
     r"""The T-step schedule of a DDPM.
+
+    `rescaled` shifts and scales :math:`\alpha_t` so that its first value stays (Lin et al. 2024, algorithm 1, there for
+    terminal SNR 0). It takes an SNR from 0 to below the first step's, and needs two steps at least.
 
     Args:
         betas: :math:`\beta_1, \ldots, \beta_T` in (0, 1]; only the last may be 1 (zero terminal SNR).
@@ -137,7 +138,7 @@ class DiscreteSchedule(Schedule):
         self.betas = betas
         self.t_max = len(betas)
         self.alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-        """alpha_bar_t for t = 0, ..., T, of shape `(T + 1,)`."""
+        r""":math:`\bar\alpha_t` for t = 0, ..., T, of shape `(T + 1,)`."""
 
     def _scales(self, t):
         index = t.round().long()
@@ -200,28 +201,64 @@ def _check_betas(lbeta: float, ubeta: float) -> None:
 
 @SCHEDULES.register("linear")
 def linear(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\beta_t` linear from `lbeta` to `ubeta` (Ho et al. 2020, section 4); `lbeta` > `ubeta` is allowed."""
+    r""":math:`\beta_t` linear from `lbeta` to `ubeta` (Ho et al. 2020, section 4); `lbeta` > `ubeta` is allowed.
+
+    Args:
+        n_steps: how many steps, T.
+        lbeta: the first beta, :math:`\beta_1`, in (0, 1).
+        ubeta: the last one, :math:`\beta_T`, in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no whole number of steps from 1 on.
+    """
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(_ramp(n_steps, lbeta, ubeta))
 
 
 @SCHEDULES.register("scaled_linear")
 def scaled_linear(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\sqrt{\beta_t}` linear (Rombach et al. 2022's code; DDIM's code calls it quad)."""
+    r""":math:`\sqrt{\beta_t}` linear (Rombach et al. 2022's code; DDIM's code calls it quad).
+
+    Args:
+        n_steps: how many steps, T.
+        lbeta: the first beta, :math:`\beta_1`, in (0, 1).
+        ubeta: the last one, :math:`\beta_T`, in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no whole number of steps from 1 on.
+    """
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(_ramp(n_steps, math.sqrt(lbeta), math.sqrt(ubeta)) ** 2)
 
 
 @SCHEDULES.register("quadratic")
 def quadratic(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\beta_t = l + (u - l)\, r^2` with the ramp :math:`r` from 0 to 1."""
+    r""":math:`\beta_t = l + (u - l)\, r^2` with the ramp :math:`r` from 0 to 1.
+
+    Args:
+        n_steps: how many steps, T.
+        lbeta: the first beta, :math:`l`, in (0, 1).
+        ubeta: the last one, :math:`u`, in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no whole number of steps from 1 on.
+    """
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(lbeta + (ubeta - lbeta) * _ramp(n_steps) ** 2)
 
 
 @SCHEDULES.register("sigmoid")
 def sigmoid(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> DiscreteSchedule:
-    r""":math:`\beta_t = l + (u - l)\,\mathrm{sigmoid}(r)`, ramp :math:`r` from -6 to 6 (Xu et al. 2022)."""
+    r""":math:`\beta_t = l + (u - l)\,\mathrm{sigmoid}(r)`, ramp :math:`r` from -6 to 6 (Xu et al. 2022).
+
+    Args:
+        n_steps: how many steps, T.
+        lbeta: :math:`l` in (0, 1), where the sigmoid would begin; the first beta lies 0.25% of the way on to :math:`u`.
+        ubeta: :math:`u` in (0, 1), where it would end; the last beta lies as far from it.
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no whole number of steps from 1 on.
+    """
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(lbeta + (ubeta - lbeta) * _ramp(n_steps, -6, 6).sigmoid())
 
@@ -232,6 +269,14 @@ def sech(n_steps: int = 50, lbeta: float = 1e-5, ubeta: float = 1.28e-2) -> Disc
 
     The homework names a hyperbolic secant schedule without a formula; this is the reading that rises from `lbeta` to
     `ubeta` as its other schedules do.
+
+    Args:
+        n_steps: how many steps, T.
+        lbeta: :math:`l` in (0, 1), where the bump would begin; the first beta lies 0.5% of the way on to :math:`u`.
+        ubeta: the last beta, :math:`u`, in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no whole number of steps from 1 on.
     """
     _check_betas(lbeta, ubeta)
     return DiscreteSchedule(lbeta + (ubeta - lbeta) / _ramp(n_steps, -6, 0).cosh())
@@ -243,6 +288,14 @@ def cosine(n_steps: int = 50, offset: float = 0.008, max_beta: float = 0.999) ->
 
     Nichol & Dhariwal 2021, eq. 17. The clip at `max_beta` = 0.999 makes the last step nearly a jump: with epsilon
     prediction it divides by :math:`\sqrt{\bar\alpha_T}`, a few times 1e-5 at T = 1000.
+
+    Args:
+        n_steps: how many steps, T.
+        offset: :math:`s`, which keeps the first betas from being tiny.
+        max_beta: the largest beta, in (0, 1).
+
+    Raises:
+        ValueError: `max_beta` outside (0, 1), or no whole number of steps from 1 on.
     """
     if not 0 < max_beta < 1:
         raise ValueError(f"max_beta = {max_beta}; need 0 < max_beta < 1")
@@ -275,6 +328,7 @@ class VPCosine(_Continuous):
     r"""Variance preserving: :math:`\alpha_t = (1 - a)\sin\frac{\pi}{2}(1 - t) + a`.
 
     With terminal SNR 0 (a = 0) this is :math:`\alpha_t = \cos\frac{\pi t}{2}` (Salimans & Ho 2022, section 3).
+    `rescaled` sets a anew; it takes any finite SNR from 0 on.
 
     Args:
         terminal_snr: SNR at t = 1.
@@ -315,7 +369,8 @@ class Rectified(_Continuous):
 
     With terminal SNR 0 (a = 0) the interpolation of rectified flow (Liu et al. 2023, eq. 1) and of flow matching's
     optimal transport (Lipman et al. 2023, eq. 20 without its least noise). The variance is not preserved: for data of
-    unit variance it is 1/2 half way.
+    unit variance it is 1/2 half way. `rescaled` sets a anew, while :math:`\sigma_t` stays; it takes an SNR from 0 to
+    below 1.
 
     Args:
         terminal_snr: SNR at t = 1, :math:`a^2`.
@@ -345,7 +400,16 @@ class VE(_Continuous):
     r"""Variance exploding: :math:`\alpha_t = 1`, :math:`\sigma_t = \sigma_{max}\, t^\rho`.
 
     `linspace` spacing then gives the sampling noise levels of Karras et al. 2022, eq. 5, from `sigma_max` down to
-    `sigma_min` and then 0.
+    `sigma_min` and then 0. `rescaled` moves `sigma_max`, while :math:`\alpha_t` stays 1; it takes an SNR above 0 and
+    below :math:`\sigma_{min}^{-2}`, so not the method's default of 0.
+
+    Args:
+        sigma_min: noise level at the first noisy time.
+        sigma_max: noise level at t = 1.
+        rho: :math:`\rho`; the larger, the more of the sampling times lie at little noise.
+
+    Raises:
+        ValueError: levels that do not increase from above 0, or `rho` not above 0.
     """
 
     spacing = "linspace"

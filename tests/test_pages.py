@@ -282,6 +282,9 @@ def test_new_prose_and_captions_get_into_a_page_and_nothing_runs(notebooks, tmp_
     answer = CliRunner().invoke(main, [*command, "--dry-run"])
     assert answer.output.split() == ["tiny", "new", "text", "no", "runs"]
     assert nbformat.read(book / "studies" / "tiny.ipynb", 4) == ran
+    pages.failed(project, "tiny", "quick", {}, "tiny: no disk", "c0ffee", tmp_path / "log")
+    assert pages.status(project, "tiny", "quick").state == "failed"
+    assert CliRunner().invoke(main, [*command, "--dry-run"]).output == answer.output
     answer = CliRunner().invoke(main, command)
     assert (answer.exit_code, answer.output) == (
         0, "tiny: only its text had changed; it is in the page, and nothing ran\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -217,6 +218,18 @@ def test_claims_by_name_are_an_error_where_there_are_none():
         *("0.000001", "1,236", "no value", "0", "43.2")
     ]
     assert sphinx_ext.display("fall (sin_5_5)") == "fall (surface)"
+
+
+def test_a_measurement_in_prose_is_that_of_the_table(tmp_path):
+    rows = [("helix", "a", 0, "emd", 3.0), ("helix", "a", 1, "emd", 5.0), ("helix", "b", 1, "emd", 2.0),
+            ("helix", "b", 0, "emd", 1.0), ("helix", "b", 2, "emd", 9.0), ("helix", "a", 0, "kl", 7.0),
+            ("surface", "a", 0, "emd", 7.0)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["dataset", "variant", "seed", "metric", "value"])
+    table.to_csv(tmp_path / "s.csv", index=False)
+    found = [sphinx_ext.measured(tmp_path, "s", "helix", *x) for x in (("emd", "a"), ("emd", "a", "b"), ("emd", "c"))]
+    assert found == [report.interval(np.array([3.0, 5.0])), report.interval(np.array([2.0, 3.0])), None]
+    assert sphinx_ext.measured(tmp_path, "s", "helix", "emd × 1000", "a").startswith("4,000 (")
+    assert sphinx_ext.measured(tmp_path, "none", "helix", "emd", "a") is None
 
 
 def test_a_rehearsal_may_settle_fewer_claims(tmp_path):

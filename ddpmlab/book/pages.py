@@ -256,7 +256,6 @@ def status(
         return PageStatus(study, "missing", str(error), {}, None)
 
 
-TEXT_CHANGED = "text changed"
 _NO_DATA = "its data are not here: `ddpmlab data` fetches them"
 
 
@@ -275,16 +274,26 @@ def state(project: Project, study: str, profile: str, overrides: Mapping[str, An
         return PageStatus(study, "running", f"since {last['started']}", known, None)
     if last.get("state") in ("failed", "running"):
         return PageStatus(study, "failed", last.get("error", "it was interrupted"), known, None)
+    changed = _changed(project, study, profile, parameters, known)
+    if changed is None:
+        return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
+    if changed:
+        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
+    return PageStatus(study, "fresh", "", known, None)
+
+
+def _changed(
+    project: Project, study: str, profile: str, parameters: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[str] | None:
+    """Parts of the fingerprint that are not those a page was made from; None if there is no page of the profile."""
     page = project.book(profile) / "studies" / f"{study}.ipynb"
     if not page.exists() or known.get("profile") != profile:
-        return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
+        return None
     now = fingerprint(project, study, parameters)
     changed = [part for part, digest in now.items() if known.get("fingerprint", {}).get(part) != digest]
     if "template" in changed and "text" in changed:
         changed.remove("text")  # it covers the cells that run
-    if changed:
-        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
-    return PageStatus(study, "fresh", "", known, None)
+    return changed
 
 
 # --- publishing ------------------------------------------------------------------------------------------------
@@ -364,14 +373,25 @@ def _stage_tables(study: str, produced: Path, results: Path, book: Path) -> dict
     return json.loads(note.read_text()) if note.exists() else {}
 
 
+def has_new_text_alone(project: Project, study: str, profile: str) -> bool:
+    """Whether a page's last good run would be repeated to the letter, and only the template's prose is new.
+
+    A run that failed since has changed nothing in the book, so it does not count.
+    """
+    found = state(project, study, profile)
+    if found.state not in ("stale", "failed"):
+        return False
+    return _changed(project, study, profile, project.parameters(study, profile), found.provenance) == ["text"]
+
+
 def refresh_text(project: Project, study: str, profile: str) -> bool:
     """Put the template's prose and captions into a page that is stale for nothing else; whether it did so.
 
     Nothing runs: what was computed, and the record of it, stay as they are.
     """
-    found = state(project, study, profile)
-    if (found.state, found.why) != ("stale", TEXT_CHANGED):
+    if not has_new_text_alone(project, study, profile):
         return False
+    known = project.provenance(profile)[study]
     book, template = project.book(profile), project.notebooks / f"{study}.ipynb"
     page = nbformat.read(book / "studies" / f"{study}.ipynb", as_version=4)
     ran, cells = iter([cell for cell in page.cells if cell.cell_type != "markdown"]), []
@@ -385,8 +405,9 @@ def refresh_text(project: Project, study: str, profile: str) -> bool:
         else:
             cells[-1].metadata.update(cell.metadata)  # captions and alternative texts
     page.cells = cells
-    mark = {**found.provenance["fingerprint"], **cells_of(template)}
-    publish(study, page, None, book, {**found.provenance, "fingerprint": mark})
+    mark = {**known["fingerprint"], **cells_of(template)}
+    publish(study, page, None, book, {**known, "fingerprint": mark})
+    _note(project, profile, study).unlink(missing_ok=True)
     return True
 
 

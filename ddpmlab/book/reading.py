@@ -1,6 +1,6 @@
 """How pages read, in numbers: words a paragraph and a sentence, captions, and whether figures are referred to.
 
-Run: python -m ddpmlab.book.reading [REVISION]
+Run: `python -m ddpmlab.book.reading [REVISION]`
 
 With a revision of the project's history its pages stand beside today's. Words are those of the rendered text, glued
 numbers filled in; tables, formulas and headings do not count as paragraphs.

@@ -22,8 +22,12 @@ from ddpmlab.lab.stages import device_name, train_key
 from ddpmlab.studies import Study
 
 CLAIM_COLUMNS = ("id", "source", "claim", "published", "measured", "ci_low", "ci_high", "verdict", "page")
+"""Columns of a page's claims; `ci_low` and `ci_high` are the ends of the 95% interval of `measured`."""
 SCORE_COLUMNS = ("dataset", "metric")
+"""Columns that follow where a claim has them, for the score whose floor and ceiling stand beside it."""
 VERDICTS = ("reproduced", "not reproduced", "not resolved", "artefact")
+"""What comes of a claim. Its interval bears it out, excludes it, or leaves it open; or the effect comes from how it was
+made or measured."""
 
 cost.record()  # every page imports this module before it reads from the store
 
@@ -97,12 +101,16 @@ def claim(
     """A row of `save_claims` from one value per seed, with their mean and its 95% interval.
 
     Args:
-        id, source, claim, published: as in `CLAIM_COLUMNS`; the claim says that the values are positive.
+        id: a short name, unlike any other claim's.
+        source: the report, and the place in it.
+        claim: what is claimed, in words; it says that the values are positive.
+        published: the value printed there, as text.
         values: one effect per seed.
         verdict: one of `VERDICTS`; if omitted, `reproduced` where the interval lies above zero, `not reproduced` where
             it lies below, `not resolved` where it holds zero.
         error: standard error that all seeds share, such as that of the points they are scored on; widens the interval.
-        dataset, metric: the score whose floor and ceiling stand beside the claim; what its words name if omitted.
+        dataset: of the score whose floor and ceiling stand beside the claim; what its words name if omitted.
+        metric: name of that score; what the claim's words name if omitted.
     """
     mean, low, high = mean_interval(values)
     low, high = mean - math.hypot(mean - low, 1.96 * error), mean + math.hypot(high - mean, 1.96 * error)
@@ -328,7 +336,7 @@ _GLUED = "application/papermill.record/"
 
 
 def glue(numbers: dict[str, Any]) -> None:
-    """Store numbers and words of a run for the prose, read there as {glue:text}.
+    """Store numbers and words of a run for the prose, read there as `{glue:text}`.
 
     It writes what `myst_nb.glue` writes, whose import brings Sphinx and two seconds to every page.
     """

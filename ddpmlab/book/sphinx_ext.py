@@ -2,7 +2,8 @@
 
 Directives and roles, all read from `results/` when the book is built:
 
-- role `claim`: one field of one row of `claims.csv`, such as `epochs-helix measured`;
+- role `claim`: one field of one row of `claims.csv`, such as `epochs-helix measured`, or the words of its verdict;
+- role `measured`: a score of a page's table, or its change between two variants, with its interval;
 - role `built`: what the book is built from, its `version`, `commit` or `date`;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{answers}``: questions with the claims that answer them, one a line;
@@ -48,7 +49,8 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
 from ddpmlab.book.plotting import LAW_TITLES
-from ddpmlab.book.report import VERDICTS, measured_text, number
+from ddpmlab.book.report import VERDICTS, interval, measured_text, number
+from ddpmlab.registry import names_of
 
 log = logging.getLogger(__name__)
 
@@ -172,16 +174,24 @@ class _FromBook:
 
 
 class ClaimRole(_FromBook, SphinxRole):
-    """Of `id field`: that field of a claim in `claims.csv`, or its `interval`; no such claim fails the build."""
+    """A claim of `claims.csv`, in a sentence; where there is no such claim the build fails.
+
+    Of `id field` it is that field, or its `interval`; of `id | words` it is the words of its verdict,
+    see `short_answer`.
+    """
 
     FIELDS = ("claim", "source", "published", "measured", "interval", "verdict", *_INTERVAL)
 
     def run(self):
         self.depend("results/claims.csv")
         id, _, field = self.text.partition(" ")
+        words = field.removeprefix("|") if field.startswith("|") else ""
         row = read_claims(self.book / "results").get(id)
         if row is None and rehearsed(self.book / "results"):
             return [nodes.inline("\N{EN DASH}", "\N{EN DASH}")], []
+        if row is not None and words:
+            text = short_answer(words, row["verdict"])
+            return [nodes.inline(text, text, classes=["claim"])], []
         if row is None or field not in self.FIELDS:
             wrong = f"there is no claim {id!r}" if row is None else f"{field!r} is none of {', '.join(self.FIELDS)}"
             log.warning(f"{{claim}}`{self.text}`: {wrong}", location=self.get_location())
@@ -189,6 +199,40 @@ class ClaimRole(_FromBook, SphinxRole):
         text = claim_field(row, field)
         classes = ["verdict", f"verdict-{text.replace(' ', '-')}"] if field == "verdict" else ["claim"]
         return [nodes.inline(text, text, classes=classes)], []
+
+
+def measured(results: Path, study: str, law: str, metric: str, *variants: str) -> str | None:
+    """A score of a page's table over seeds, with its 95% interval by Student's t, as text; None without such rows.
+
+    Args:
+        results: folder of the tables.
+        study: whose table.
+        law: or data set.
+        metric: name in the table, which may end with ` × 1000`.
+        variants: one; or two, for the fall from the first to the second, seed by seed.
+    """
+    metric, _, factor = metric.partition(" × ")
+    rows = [row for row in read_table(results / f"{study}.csv") if (row["dataset"], row["metric"]) == (law, metric)]
+    of_seed = [
+        {row["seed"]: float(factor or 1) * float(row["value"]) for row in rows if row["variant"] == name}
+        for name in variants
+    ]
+    seeds = sorted(set.intersection(*map(set, of_seed)))
+    first, *second = ([values[seed] for seed in seeds] for values in of_seed)
+    return interval(np.subtract(first, second[0]) if second else np.array(first)) if seeds else None
+
+
+class MeasuredRole(_FromBook, SphinxRole):
+    """Of `study | law | score | variant`, or two variants, see `measured`; a table without them fails the build."""
+
+    def run(self):
+        study, *rest = (part.strip() for part in self.text.split("|"))
+        self.depend(f"results/{study}.csv")
+        text = measured(self.book / "results", study, *rest)
+        if text is None and not rehearsed(self.book / "results"):
+            log.warning(f"{{measured}}`{self.text}`: no such rows", location=self.get_location())
+        text = text or "\N{EN DASH}"
+        return [nodes.inline(text, text, classes=["claim"])], []
 
 
 def built(book: Path) -> dict[str, str]:
@@ -505,9 +549,22 @@ def _literal_words(app, what, name, thing, options, lines: list[str]) -> None:
     lines[:] = ("".join(pieces) + _TICKED.sub(_as_literal, text[start:])).split("\n")
 
 
+def _registered_name(app, what, name, thing, options, lines: list[str]) -> None:
+    """Below the first paragraph of what is made by name stands that name."""
+    names = [f"the {kind} ``{word}``" for kind, word in names_of(thing)] if what in ("class", "function") else []
+    if names:
+        end = next((i for i, line in enumerate(lines) if not line.strip()), len(lines))
+        lines[end:end] = ["", f"By name: {', '.join(names)}."]
+
+
 def _skip_member(app, what, name, thing, skip, options) -> bool | None:
     """Fields of a named tuple are in its own docstring."""
     return True if (getattr(thing, "__doc__", "") or "").startswith("Alias for field number") else None
+
+
+def _plain_defaults(app, what, name, thing, options, signature, returns):
+    """A default that is made anew each time is `...` in a signature."""
+    return (signature.replace("<factory>", "..."), returns) if signature else None
 
 
 def _public_bases(app, name, thing, options, bases: list[type]) -> None:
@@ -544,7 +601,7 @@ class PackageApi(_Table):
                     continue
                 self.env.note_dependency(module.__file__)
                 lines = [f".. automodule:: {name}", "   :members:", "   :ignore-module-all:"]
-                lines += ["   :show-inheritance:", "   :no-value:", ""]
+                lines += ["   :show-inheritance:", "   :no-value:", "   :special-members: __call__", ""]
                 section = nodes.section(names=[name], classes=["module"])
                 self.state.document.note_implicit_target(section, section)
                 section += nodes.title("", "", nodes.literal(name, name))
@@ -915,6 +972,7 @@ def _silence(out: Path) -> None:
 def setup(app):
     """Sphinx's entry point."""
     app.add_role("claim", ClaimRole())
+    app.add_role("measured", MeasuredRole())
     app.add_role("built", BuiltRole())
     app.add_directive("verdicts", Verdicts)
     app.add_directive("answers", Answers)
@@ -923,8 +981,10 @@ def setup(app):
     app.add_directive("package-api", PackageApi)
     app.add_directive("command-line", CommandLine)
     app.connect("config-inited", _quiet_thebe)
+    app.connect("autodoc-process-docstring", _registered_name)
     app.connect("autodoc-process-docstring", _literal_words)
     app.connect("autodoc-skip-member", _skip_member)
+    app.connect("autodoc-process-signature", _plain_defaults)
     app.connect("autodoc-process-bases", _public_bases)
     app.connect("doctree-read", _label_cells)
     app.connect("doctree-resolved", _link_first_uses)

@@ -1,8 +1,9 @@
-r"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey pictures of garments, `(1, 28, 28)`, in 10 classes.
+r"""FashionMNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey pictures of garments, `(1, 28, 28)`, in 10 classes.
 
 The four files are IDX: two zero bytes, a type (8: unsigned bytes), the number of dimensions, then the sizes as
-big-endian 32-bit integers, then the values. They are looked for in the folder that `DDPMLAB_DATA` names, or in a
-`fashion-mnist` within it; where it is not set they are downloaded once, from public mirrors, into the user's cache.
+big-endian 32-bit integers, then the values. They are looked for in the folder that `DDPMLAB_DATA` names, or in
+`fashion-mnist` or `FashionMNIST/raw` within it; where it is not set they are downloaded once, from public mirrors, into
+the user's cache.
 
 In own units a pixel is in [0, 1], the byte over 255. In standardised units
 
@@ -34,6 +35,7 @@ from ddpmlab.files import atomic
 CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+"""Names of the classes; a label is its name's place, from 0."""
 SHAPE = (1, 28, 28)
 FOLDER = "fashion-mnist"
 MIRRORS = (
@@ -41,6 +43,7 @@ MIRRORS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     "https://cdn.jsdelivr.net/gh/zalandoresearch/fashion-mnist@master/data/fashion/",
 )
+"""Addresses that the files are downloaded from, tried in turn."""
 MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -142,7 +145,7 @@ def cache_folder() -> Path:
 
 
 def _in_folder(folder: Path) -> dict[str, Path] | None:
-    """The four files by name without `.gz`, if all lie in `folder` or in a `fashion-mnist` within it."""
+    """The four files by name without `.gz`, if all lie in `folder`, or in one of two folders within it."""
     for place in (folder, folder / FOLDER, folder / "FashionMNIST" / "raw"):
         found = {}
         for name in MD5:
@@ -341,7 +344,7 @@ def _checked_classes(classes: int | Iterable[int] | None) -> tuple[int, ...] | N
 
 @DATASETS.register("fashion_mnist")
 class FashionMNIST(Dataset):
-    r"""Fashion-MNIST, 60,000 training and 10,000 test pictures; read when first needed.
+    r"""FashionMNIST, 60,000 training and 10,000 test pictures; read when first needed.
 
     Args:
         classes: keep these labels only, 0 to 9 (see `CLASSES`); one label, several, or all if omitted. Labels keep

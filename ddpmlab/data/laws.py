@@ -29,7 +29,12 @@ _SPLIT_SEED = 2_023
 
 
 def check_points(x: Tensor, dim: int, name: str = "x") -> Tensor:
-    """Return `x` as float64 after checking that it is `(n, dim)`, non-empty and finite."""
+    """Return `x` as float64 after checking that it is `(n, dim)`, non-empty and finite.
+
+    Raises:
+        ValueError: another shape, no point, or NaN or infinity.
+        TypeError: not a floating-point dtype.
+    """
     x = torch.as_tensor(x)
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; need (n, {dim})")
@@ -45,7 +50,8 @@ def check_points(x: Tensor, dim: int, name: str = "x") -> Tensor:
 class Law(Dataset):
     """A dataset with a density: a distribution to learn, in its own units, whose points are `(dim,)` in float64.
 
-    Subclasses say `name`, `shape`, `_n_uniforms` and, if they differ, `n_train` and `n_test`.
+    Subclasses say `name`, `shape`, `_n_uniforms` and, if they differ, `n_train` and `n_test`; and they give the methods
+    `_transform`, from uniforms to points, and `_marginal`, the log density and posterior mean of noisy points.
     """
 
     n_train: int = 10_000

@@ -41,12 +41,14 @@ def composite_legendre(n_panels: int, order: int = 8) -> tuple[Tensor, Tensor]:
 def shared_nodes(
     x: Tensor, alpha: Tensor, sigma: Tensor, centres: Tensor, log_weights: Tensor, noise: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log density `(n,)` and posterior mean `(n, d)` for nodes `centres` `(m, d)` shared by all points.
+    """Log density `(n,)` and posterior mean `(n, d)` for nodes that all points share.
 
     Args:
         x: points `(n, d)`.
-        alpha, sigma: `(n, 1)` and `(n, d)`.
-        centres, log_weights: `(m, d)` and `(m,)`.
+        alpha: scale of the data, `(n, 1)`.
+        sigma: scale of the noise, `(n, d)`.
+        centres: the nodes, `(m, d)`.
+        log_weights: logarithms of their weights, `(m,)`.
         noise: the law's own noise scale s, one or one per dimension.
     """
     variance = alpha**2 * noise**2 + sigma**2
@@ -75,6 +77,7 @@ class Disk:
     """
 
     REACH = 7.0
+    """Half the width of a point's window, in noise scales."""
     REFINE = 1.0  # all rules use this many times their nodes; tests raise it to see that nothing changes
     WHOLE = 0.25  # half-width of the window from which the whole disk is cheaper
 

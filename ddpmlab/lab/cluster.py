@@ -70,7 +70,9 @@ def _wait_for_a_worker(client) -> None:
 
 @contextmanager
 def executor(workers: int | None = None, scheduler: str | None = None, gpus: bool = False) -> Iterator[Executor | None]:
-    """An executor for `runner.compute`; None, which stands for this machine's cores, if nothing is asked for.
+    """A context manager that gives an executor for `runner.compute`; a local cluster ends with it.
+
+    It gives None, which stands for this machine's cores, if nothing is asked for.
 
     Args:
         workers: processes of a local Dask cluster.
@@ -81,10 +83,10 @@ def executor(workers: int | None = None, scheduler: str | None = None, gpus: boo
     Raises:
         ValueError: both, fewer than one worker, several on one GPU, no scheduler answers, or a store that no other
             process can reach.
+        ModuleNotFoundError: a cluster is asked for, and `distributed` is not installed.
 
     Warns:
         UserWarning: the scheduler is on another machine and the store in a folder, which the workers have to share.
-        ModuleNotFoundError: `distributed` is not installed.
     """
     if workers is None and scheduler is None:
         yield runner.pool(1) if gpus else None

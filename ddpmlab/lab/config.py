@@ -34,6 +34,11 @@ class Training(Options):
     Give `epochs` (passes over the training points) or `n_steps`. The points are the dataset's training split, or, with
     `n_points`, so many others drawn afresh: more than a run can visit is data without end.
 
+    Args:
+        epochs: passes over the training points.
+        n_points: how many points to draw afresh.
+        keep_epochs: passes after which to keep weights, besides `keep_steps` and the last step; at most `epochs`.
+
     Raises:
         ValueError: both or neither budget, or an option out of range.
     """

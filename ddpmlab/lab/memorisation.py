@@ -80,10 +80,11 @@ def training_set(law: Law, n: int, seed: int) -> Tensor:
 
 
 def copies(x: Tensor, points: Tensor, ratio: float = COPY_RATIO) -> Tensor:
-    """Which generated points are copies: nearer to a training point than `ratio` times to the second nearest, `(n,)`.
+    """Which generated points are copies, `(n,)`: the distance to the nearest training point is below `ratio` times that
+    to the second nearest.
 
-    The rule of arXiv 2505.16959. In d dimensions a share of about :math:`ratio^d` of all new points passes it too, so
-    read it beside that of fresh points of the law.
+    The rule of arXiv 2505.16959. In d dimensions a share of about `ratio**d` of all new points passes it too, so read
+    it beside that of fresh points of the law.
 
     Raises:
         ValueError: fewer than 2 training points, or a ratio outside (0, 1).
@@ -108,7 +109,7 @@ def curve(
     """Train the two-moons recipe on `n_points` points, a set of the seed's own, and judge it at several steps.
 
     Args:
-        n_points: N.
+        n_points: how many, N.
         keep_steps: optimiser steps at which to look; training ends at the last.
         seed: of training set, weights, batches, samples and judges.
         dataset: the law.
@@ -118,10 +119,11 @@ def curve(
             keeps averages of the weights (`ema_sigma_rel`), the first of them is judged.
 
     Returns:
-        Columns `dataset, n_points, seed, parameters, step, measure, noise_level, value, low, high`. Measures: `law` and
-        `sample`, path KL in nats, or its integrand where there is a noise level; `copy_share` (NaN at the ends of its
-        interval); `seconds` of one core to train. Rows without a step are limits: the law's denoiser and the set's,
-        each judged by the other (`sample` and `law`, and their integrands), and the copy share of fresh points.
+        Columns `dataset, n_points, seed, parameters, step, measure, noise_level, value, low, high`. The measures are
+        `law` and `sample`, path KL in nats, or its integrand where there is a noise level; `copy_share` (NaN at the
+        ends of its interval); and `seconds` of one core to train. Rows without a step are limits: the law's
+        denoiser and the set's, each judged by the other (`sample` and `law`, and their integrands), and the copy share
+        of fresh points.
     """
     keep_steps = sorted({int(step) for step in keep_steps})
     config = recipes.two_moons(keep_steps[-1], dataset=dataset, keep_steps=tuple(keep_steps), seed=seed, **changes)

@@ -57,7 +57,7 @@ def dropped_segment(n: int, generator: torch.Generator, share: float = 0.02) -> 
 
 
 def divergent_points(n: int, generator: torch.Generator) -> Tensor:
-    """0.05% of the points far away: N(0, 20^2 I)."""
+    """0.05% of the points far away: :math:`N(0, 20^2 I)`."""
     points = _LAW.sample(n, generator)
     away = torch.rand(n, generator=generator) < 5e-4
     points[away] = 20 * torch.randn(int(away.sum()), 2, generator=generator, dtype=torch.float64)
@@ -96,7 +96,8 @@ LOCAL, GLOBAL = (
     {"arcs 3 times as thick": three_times_as_thick, "10% of the mass missing": tenth_missing},
     {"spread 10% too large": spread_too_large, "moved by 0.1 sd": moved},
 )
-"""Flaws of a sampler's detail and of its whole, for `sensitivity_table`, as points in the law's own units."""
+"""Flaws for `sensitivity_table`, as points in the law's own units; `LOCAL` has those of a sampler's detail, `GLOBAL`
+those of its whole."""
 
 
 def thickness(x: Tensor, y: Tensor) -> float:
@@ -164,9 +165,11 @@ def power_table(
         repeats: draws behind each quantile and each power.
         seed: of all draws.
         workers: processes; as many as cores if omitted.
+        progress: show a text progress bar.
 
     Returns:
-        One row per (score, defect, n): columns `score, defect, n, power, low, high`, the last two Wilson's interval.
+        One row per (score, defect, n), with columns `score, defect, n, power, low, high`, the last two Wilson's
+        interval.
 
     Raises:
         ValueError: fewer than 19 repeats, which cannot give a false-alarm rate of 5%.
@@ -206,7 +209,7 @@ def sensitivity_table(n: int, repeats: int, seed: int) -> pd.DataFrame:
         seed: of all draws.
 
     Returns:
-        One row per (score, flaw): columns `score, flaw, seed, n, sensitivity`.
+        One row per (score, flaw), with columns `score, flaw, seed, n, sensitivity`.
 
     Raises:
         ValueError: fewer than two repeats.

@@ -206,7 +206,7 @@ class Spline(nn.Module):
         coordinate: which one is mapped.
         width: of the two hidden layers that look at the others.
         bins: pieces.
-        bound: b.
+        bound: where the spline ends and the identity begins, b.
     """
 
     def __init__(self, dim: int, coordinate: int, width: int = 64, bins: int = 16, bound: float = 5.0):
@@ -286,6 +286,7 @@ def spline_flow(
 
     Raises:
         ValueError: too few points, or points on a line.
+        ArithmeticError: the likelihood of the held-out points was never finite.
     """
     start = process_time()
     train, test = (part.float() for part in _held_out(points, held_out, seed))

@@ -37,6 +37,7 @@ COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
     *("value", "floor_mean", "floor_sd", "ceiling", "p_value"),
 )
+"""Columns that every tidy table begins with; those of a study's factors follow."""
 
 
 PATIENCE = 15.0
@@ -339,7 +340,10 @@ def compute(
 
 
 def gather(study: str, runs: Iterable[Run], store: Store | None = None) -> pd.DataFrame:
-    """The tidy table of runs that are in the store: one row per (variant, seed, metric), `COLUMNS` and the factors."""
+    """The tidy table of runs: one row per (variant, seed, metric), `COLUMNS` and the factors.
+
+    What the store lacks is computed on the way, one run after another; `compute` does that side by side.
+    """
     runs, store = list(runs), store or stores.default()
     rows, factors = [], list(dict.fromkeys(name for run in runs for name in run.factors))
     for run in runs:

@@ -18,6 +18,7 @@ from ddpmlab.metrics import calibration, images, moons, two_sample
 from ddpmlab.registry import Registry
 
 SCORES = Registry("metric")
+"""Name -> `Score`, for the `metrics` of a config."""
 
 
 @dataclass(frozen=True)

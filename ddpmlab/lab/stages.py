@@ -167,7 +167,11 @@ def train(
 
 
 def trained(config: Experiment, step: int | None = None, store: Store | None = None) -> Denoising:
-    """The denoiser of a config: trained, at its last step or at one that was kept; or the exact or empirical one."""
+    """The denoiser of a config: trained, at its last step or at one that was kept; or the exact or empirical one.
+
+    Raises:
+        ValueError: `denoiser` is `law`, fresh points, which have no denoiser; or no weights were kept at `step`.
+    """
     if config.denoiser == "exact":
         return ExactDenoiser(config.data, config.make_schedule())
     if config.denoiser == "empirical":
@@ -239,7 +243,7 @@ def sample(config: Experiment, step: int | None = None, store: Store | None = No
 
 
 def _score(config: Experiment, metric: str, points: Tensor | None, denoiser, store: Store) -> dict[str, float]:
-    """One score: its columns, and a permutation p-value by the score's name and ` p`."""
+    """One score: its columns, and a permutation p-value by `<score> p`."""
     score, seed = SCORES[metric], sampling_seed(config)
     if score.of == "denoiser":
         return {metric: score.function(config, denoiser, store)}
@@ -257,9 +261,10 @@ def _score(config: Experiment, metric: str, points: Tensor | None, denoiser, sto
 
 
 def score(config: Experiment, step: int | None = None, store: Store | None = None) -> dict[str, float]:
-    """Values of the config's metrics, and what it cost: `seconds_train`, `seconds_sample`, `nfe`, `divergent_share`.
+    """Values of the config's metrics, from the store or computed.
 
-    A permutation p-value, where a score has one, goes by the score's name and ` p`.
+    A permutation p-value, where a score has one, goes by `<score> p`, such as `mmd2 p`. Where `denoiser` is `network`,
+    what it cost is among the values too: `seconds_train`, `seconds_sample`, `nfe` and `divergent_share`.
     """
     store = store or stores.default()
     values: dict[str, float] = {}

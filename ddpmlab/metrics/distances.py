@@ -91,6 +91,10 @@ def emd(x: Tensor, y: Tensor, reduction: str = "mean") -> float:
 
     In other units it becomes c times as large: costs reach the solver, whose constants are absolute, near 1.
 
+    Args:
+        x, y: samples `(n, d)` and `(m, d)`.
+        reduction: `mean` for the cost above, or `total` for n times that, of samples of equal size.
+
     Raises:
         ValueError: unknown reduction, `total` with unequal sizes, or bad samples.
         RuntimeError: the solver stopped short of the optimum, or rounding leaves it unproven.

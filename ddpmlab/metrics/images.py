@@ -10,8 +10,8 @@ m' and C',
 
 the squared Wasserstein-2 distance of two Gaussians (Heusel et al. 2017, eq. 6) and the squared maximum mean discrepancy
 over pairs of distinct pictures (Binkowski et al. 2018, eq. 4). Neither compares with numbers from another network's
-features, nor, the Frechet distance, with numbers at another n: each is read between `Reference.floor`, real pictures
-against real ones, and `Reference.ceiling`, noise against real ones, at the same n.
+features, nor, the Frechet distance, with numbers at another n: each is read between its floor, real pictures against
+real ones, and its ceiling, noise against real ones, both at the same n and both from `Reference.calibration`.
 
 Everywhere here pictures are in own units, pixels in [0, 1] (`law.to_own_units(samples)`), `(n, 1, 28, 28)`. What leaves
 that range is cut to it, and values are rounded to the 256 grey levels, as when a picture is saved.
@@ -75,7 +75,7 @@ def pixels(x: Tensor, name: str = "x", least: int = 1) -> Tensor:
 
 
 class FeatureNetwork(nn.Module):
-    """A small classifier of Fashion-MNIST: three convolutions, then 128 features, then ten classes.
+    """A small classifier of FashionMNIST: three convolutions, then 128 features, then ten classes.
 
     Its trained weights, with the accuracy on the test pictures, are part of the package; `train_features` makes them.
     """
@@ -318,7 +318,8 @@ def _distinct(x: Tensor) -> Tensor:
 
 
 def copies(x: Tensor, train: Tensor, ratio: float = 1 / 3) -> Tensor:
-    """Which pictures `(n,)` are copies: the nearest training picture nearer than a third of the second nearest.
+    """Which pictures are copies, `(n,)`: the distance to the nearest training picture is below `ratio` times that to
+    the second nearest.
 
     The rule is that of Yoon et al. 2023. Training pictures that are equal to each other count as one, or what copies
     them would never be found.
@@ -326,7 +327,7 @@ def copies(x: Tensor, train: Tensor, ratio: float = 1 / 3) -> Tensor:
     Args:
         x: generated pictures `(n, 1, 28, 28)`.
         train: the training set `(N, 1, 28, 28)`, at least 2 different ones.
-        ratio: the third.
+        ratio: of the first distance to the second, below which a picture is a copy.
 
     Raises:
         ValueError: see `pixels`, a ratio outside (0, 1), or fewer than 2 different training pictures.
@@ -398,6 +399,7 @@ def radial_spectrum(x: Tensor) -> Spectrum:
 SCORES = (
     "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage", "class_accuracy", "copy_share",
 )  # fmt: skip
+"""Names of the scores that `Reference` computes."""
 
 
 class Reference:
@@ -612,8 +614,7 @@ def level_errors(
         batch_size: points at a time.
 
     Returns:
-        For each denoiser `(len(levels), n)` float64: means over points are losses, differences between denoisers are
-        paired.
+        By name, `(len(levels), n)` float64. Means over points are losses, differences between denoisers are paired.
 
     Raises:
         ValueError: see `denoised`; no denoiser, or no point.
@@ -650,6 +651,9 @@ def level_copies(
         levels: noise levels.
         n: how many test pictures, the first ones.
         seed, batch_size: see `level_errors`.
+
+    Returns:
+        By name, one share for each level.
 
     Raises:
         ValueError: see `denoised`.

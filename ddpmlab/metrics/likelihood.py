@@ -81,7 +81,8 @@ def _span(schedule: Schedule) -> tuple[float, float]:
 
 
 def evaluation_times(schedule: Schedule, n_levels: int) -> Tensor:
-    """Times spread evenly in ln(sigma / alpha) from the first noisy time on; whole steps of a discrete schedule.
+    r"""Times spread evenly in :math:`\ln\sigma/\alpha` from the first noisy time on; whole steps of a discrete
+    schedule.
 
     Raises:
         ValueError: fewer than 2 levels wanted.
@@ -202,15 +203,15 @@ class Truth:
         One reverse step from t to s is :math:`N(\mu(x_t, D), \tilde\sigma^2 I)`; the true one has mean
         :math:`\mu(x_t, D^\ast)`, as :math:`\mu` is linear in D (with slope
         :math:`\alpha_s\sigma_{t|s}^2/\sigma_t^2`). So, whatever the true step's shape, its divergence from the one with
-        D exceeds that from the one with D* by
+        D exceeds that from the one with :math:`D^\ast` by
         :math:`|\mu(D) - \mu(D^\ast)|^2/2\tilde\sigma^2 = \frac12(\mathrm{SNR}_s - \mathrm{SNR}_t)\,|D - D^\ast|^2`.
 
         Exact for ancestral sampling with the posterior variance (`ddpm`), in all T steps or in fewer. What it bounds is
-        the law of the last noisy state, as the path KL does. The step from there, t_1, to clean data adds no noise:
-        :math:`\mathrm{SNR}_0` is infinite, and between two point masses there is no divergence. It is left out of the
-        total; its term is :math:`\frac12\mathrm{SNR}_{t_1}|D - D^\ast|^2`, that of a last step with the noise of the
-        channel, :math:`x_0 \sim N(D, \sigma_{t_1}^2/\alpha_{t_1}^2)`, about what is left open of :math:`x_0` there. A
-        last time at SNR 0 is a step like any other.
+        the law of the last noisy state, as the path KL does. The step from there, :math:`t_1`, to clean data adds no
+        noise: :math:`\mathrm{SNR}_0` is infinite, and between two point masses there is no divergence. It is left out
+        of the total; its term is :math:`\frac12\mathrm{SNR}_{t_1}|D - D^\ast|^2`, that of a last step with the noise of
+        the channel, :math:`x_0 \sim N(D, \sigma_{t_1}^2/\alpha_{t_1}^2)`, about what is left open of :math:`x_0` there.
+        A last time at SNR 0 is a step like any other.
 
         Args:
             denoiser: the denoiser; its schedule is the one that the points were drawn with.
@@ -225,9 +226,9 @@ class Truth:
         return ChainKL(Estimate.of(terms[1:].sum(0)), self.times, terms.mean(1), errors)
 
     def path_kl(self, denoiser: Denoising, between: tuple[float, float] | None = None) -> Estimate:
-        """Path-space KL divergence of the denoiser's reverse SDE from the exact one, in nats.
+        r"""Path-space KL divergence of the denoiser's reverse SDE from the exact one, in nats.
 
-        The integral over ln(sigma / alpha) is a trapezoid sum over the levels, its interval that over points.
+        The integral over :math:`\ln\sigma/\alpha` is a trapezoid sum over the levels, its interval that over points.
 
         Args:
             denoiser: the denoiser; its schedule is the one that the points were drawn with.

@@ -42,8 +42,11 @@ def train_features(
     """Train a classifier of the pictures: AdamW, the rate up over a tenth of the steps and down along a cosine.
 
     Args:
-        dataset: pictures with labels, in own units; Fashion-MNIST if omitted.
-        n_epochs, batch_size, learning_rate, weight_decay: of the training, the rate at its highest.
+        dataset: pictures with labels, in own units; FashionMNIST if omitted.
+        n_epochs: passes over the training pictures.
+        batch_size: pictures a step.
+        learning_rate: the rate at its highest.
+        weight_decay: of AdamW.
         seed: of the initial weights, the order of pictures and the dropout.
         progress: print a line after each epoch.
 

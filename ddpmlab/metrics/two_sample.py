@@ -87,9 +87,11 @@ def c2st(
 ) -> C2ST:
     r"""Classifier two-sample test by cross-validation.
 
+    Of the larger sample as many points as the smaller one has are drawn at random, so that their order does not matter.
+
     Args:
-        x, y: generated and real points; of the larger sample as many as the smaller one has are drawn at random, so
-            that the order of its points does not matter.
+        x: generated points `(n, d)`.
+        y: real points `(m, d)`.
         classifier: `svm` (RBF kernel, C = 1, as the two-moons report) or `fast` (logistic regression on 200 Nystroem
             features of an RBF kernel; linear in n).
         n_folds: folds.
@@ -139,7 +141,7 @@ def permutation_test(
     Args:
         x, y: samples `(n, d)` and `(m, d)`.
         statistic: `energy_distance` or `mmd2`, unbiased.
-        n_permutations: B.
+        n_permutations: how many, B.
         seed: of the permutations.
 
     Raises:
@@ -197,6 +199,11 @@ def neighbourhood(x: Tensor, y: Tensor, k: int = 5) -> Neighbourhood:
 
     Points on a rim are held, rounding forgiven: a sampler that copies its n points has density (k + 1)/k. The same in
     any units.
+
+    Args:
+        x: generated points `(n, d)`.
+        y: real points `(m, d)`.
+        k: which neighbour's distance is a ball's radius.
 
     Raises:
         ValueError: `k` below 1 or not below both sizes, or bad samples.

@@ -81,7 +81,10 @@ class Fourier(nn.Module):
 
 
 class Sinusoidal(nn.Module):
-    """Sinusoidal features of 1000 c at wavelengths from 2 pi to 2 pi 10,000, `(n, 1)` -> `(n, n_features)`."""
+    r"""Sinusoidal features of :math:`1000\,c`, at wavelengths from :math:`2\pi` to nearly :math:`2\pi \cdot 10^4`.
+
+    `(n, 1)` -> `(n, n_features)`.
+    """
 
     def __init__(self, n_features: int):
         super().__init__()

@@ -6,9 +6,9 @@ second normalisation,
 
 .. math:: h \leftarrow P h + C_2\,\phi\big((1 + s(e))\,\mathrm{GN}(C_1\,\phi(\mathrm{GN}(h))) + b(e)\big),
 
-with 3 x 3 convolutions C, :math:`\phi` = SiLU, P a 1 x 1 convolution where the width changes, and e the sum of an
-embedding of c and one of the class. C_2, the projection behind attention and the last layer start at zero: at first
-each block is the identity and the network says 0.
+with 3 x 3 convolutions :math:`C_1` and :math:`C_2`, :math:`\phi` = SiLU, P a 1 x 1 convolution where the width changes,
+and e the sum of an embedding of c and one of the class. :math:`C_2`, the projection behind attention and the last layer
+start at zero: at first each block is the identity and the network says 0.
 """
 
 from collections.abc import Sequence
@@ -111,8 +111,8 @@ class UNet(nn.Module):
         shape: shape of a picture, `(C, H, W)`; H and W divisible by `unshuffle` times 2 for every level but the first.
         widths: channels of each level, finest first.
         n_blocks: residual blocks a level, on the way down and again on the way up.
-        attention: `coarsest`, behind each block of the coarsest level and between the two blocks of the bottleneck,
-            `middle`, there alone, or `none`.
+        attention: where attention stands: `none`, nowhere; `middle`, between the two blocks of the bottleneck;
+            `coarsest`, there and behind each block of the coarsest level.
         unshuffle: side of the squares of pixels that become channels; 1 for none.
         refine: width of the thin stage at full resolution; 0 for none.
         n_groups: groups of each group normalisation.

@@ -31,7 +31,8 @@ from ddpmlab.registry import Registry
 STUDIES = Registry("study")
 HOMEWORK_LAWS = ("sin_5_5", "helix")
 EXACT, PERFECT = "exact denoiser", "perfect sampler"
-"""Names of the variants that a table's networks are held to."""
+"""Names of the variants that a table's networks are held to; `EXACT` is the law's own denoiser in their place,
+`PERFECT` fresh points of the law."""
 
 
 @dataclass(frozen=True)

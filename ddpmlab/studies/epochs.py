@@ -20,7 +20,20 @@ def epochs(
     n_samples: int = 5_000,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
-    """Model 3 after each number of epochs, the exact denoiser in its place, and other chains trained for longer too."""
+    """Model 3 after each number of epochs, the exact denoiser in its place, and other chains trained for longer too.
+
+    Args:
+        epochs: passes after which model 3 is sampled; its training ends at the largest.
+        n_seeds: of model 3.
+        exact_seeds: of the exact denoiser.
+        exact_samples: points of the exact denoiser.
+        other_steps: lengths T of the other linear chains.
+        other_schedules: names of the other schedules.
+        other_epochs: passes after which these are sampled.
+        n_other_seeds: of these.
+        n_samples: points of every network.
+        fine: a score that resolves what `emd_128` does not.
+    """
     training = Training(epochs=max(epochs), keep_epochs=tuple(epochs))
     longer = Training(epochs=max(other_epochs), keep_epochs=tuple(other_epochs))
     metrics = tuple(dict.fromkeys(["emd_128", fine, "kl", "chain_kl", "nll_gap", "nll_gap_train"]))

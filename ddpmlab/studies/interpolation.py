@@ -14,7 +14,8 @@ from ddpmlab.studies import register
 HALF = {"name": "unet", "widths": [32, 64], "refine": 16, "n_classes": 10}
 """The U-Net of half the width."""
 SAW, NEVER_SAW = "all tops", "none between 0.5 and 0.9"
-"""Names of what a half-width network saw."""
+"""Names of what a half-width network saw; `SAW` is every training picture, `NEVER_SAW` all but the tops whose sleeves
+measure 0.5 to 0.9."""
 
 
 class WithoutThreeQuarters(FashionMNIST):

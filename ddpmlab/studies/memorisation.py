@@ -30,7 +30,7 @@ def curves(
     """Curves of the recipe's network at each size of training set, and of other widths at one size.
 
     Args:
-        sizes: N.
+        sizes: numbers of training points, N.
         widths: of the network, besides the recipe's, at `width_size` points.
         width_size: N there.
         keep_steps: optimiser steps at which to look.

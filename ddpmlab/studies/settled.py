@@ -43,7 +43,19 @@ def settled(
     n_samples: int = 5_000,
     fine: str = "energy_distance",
 ) -> Iterator[Run]:
-    """The trend over budgets with few seeds, the chosen budget with all, and the exact denoiser."""
+    """The trend over budgets with few seeds, the chosen budget with all, and the exact denoiser.
+
+    Args:
+        budgets: law -> optimiser steps to try on points drawn afresh.
+        settled_steps: law -> the chosen one of them, at which the training split is tried too.
+        n_points: how many points are drawn afresh.
+        n_seeds: of the chosen budget on points drawn afresh.
+        n_trend_seeds: of all other trainings.
+        exact_seeds: of the exact denoiser.
+        exact_samples: points of the exact denoiser.
+        n_samples: points of every network.
+        fine: a score that resolves what `emd_128` does not.
+    """
     for law in HOMEWORK_LAWS:
         best = settled_steps[law]
         for source, points in (("drawn afresh", n_points), ("training split", None)):

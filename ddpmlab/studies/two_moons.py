@@ -56,7 +56,16 @@ def ladder(
     metrics: list[str],
     chain_steps: int = 1_000,
 ) -> dict[str, Experiment]:
-    """The report's rungs by name, and what its rung 5.1 has to be compared with."""
+    """The report's rungs by name, and what its rung 5.1 has to be compared with.
+
+    Args:
+        ladder_steps: optimiser steps of each rung.
+        kept_steps: steps at which weights are kept, besides the last.
+        n_samples: points of each rung.
+        report_sampler_steps: steps of each rung's sampler.
+        metrics: scores of each rung.
+        chain_steps: steps of the noising chains, T.
+    """
     linear, cosine = chains(chain_steps).values()
     training = Training(
         n_steps=ladder_steps, keep_steps=tuple(kept_steps), batch_size=512, learning_rate=1e-3, optimiser="adamw",
@@ -197,7 +206,22 @@ def two_moons(
     exact_seeds: int,
 ) -> Iterator[Run]:
     """The ladder, a perfect sampler and the last rung's repair; the recipe at each budget, on many points, in few
-    evaluations; its ablation; its noise levels."""
+    evaluations; its ablation; its noise levels.
+
+    Args:
+        ladder_steps, kept_steps, report_sampler_steps, chain_steps: see `ladder`.
+        n_samples: points of every network, except where another number is given.
+        metrics: scores of the ladder; the recipe has those of `of_the_recipe`.
+        budgets: optimiser steps of the recipe.
+        ablation_steps: optimiser steps of the ablation.
+        n_many: points of the one large sample, at the largest budget.
+        evaluations: network evaluations a sample, to compare solvers at.
+        levels_steps: optimiser steps of the trainings with other noise levels.
+        levels_samples: points of each of them.
+        levels_seeds: of each of them.
+        n_seeds: of all other networks.
+        exact_seeds: of the exact denoiser in few evaluations.
+    """
     rungs = ladder(ladder_steps, kept_steps, n_samples, report_sampler_steps, metrics, chain_steps)
     runs = [Run(name, config, None, {"part": "ladder"}) for name, config in rungs.items()]
     sampler = {"name": "ddpm", "n_steps": report_sampler_steps - 1, "spacing": "leading"}  # from t = T - 1 on

@@ -30,6 +30,7 @@ class EMA:
     """An average of weights over training.
 
     Args:
+        weights: by name, those to start from, which are copied.
         decay: constant decay in (0, 1).
         sigma_rel: instead, the relative width of a power profile.
     """

@@ -21,6 +21,7 @@ from ddpmlab.training.draws import Draws
 from ddpmlab.training.options import Options
 
 LOG_EVERY = 100
+"""Steps behind each mean loss that `fit` keeps, after which it is checked to be finite."""
 _DROPOUT_SEED = 4_000_003
 _T = TypeVar("_T")
 

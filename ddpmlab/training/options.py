@@ -34,17 +34,20 @@ class Options:
     Args:
         n_steps: optimiser steps. `fit` needs it; omitted, the length is settled later.
         batch_size: points per step; batches run through fresh permutations of the points.
-        learning_rate, decay, warmup: step size; `none`, `cosine` to zero, or `inverse sqrt` after an eighth of the
-            run; linear warm-up over `warmup` steps.
+        learning_rate: base of the step size, :math:`\eta`.
+        decay: of the step size: `none`, `cosine` to zero, or `inverse sqrt` after an eighth of the run.
+        warmup: steps over which the step size rises linearly to its base.
         optimiser: `adam`; `adamw` (with `weight_decay`); or `muon`: a weight matrix, those of the
             first and last layers included, moves by its averaged gradient made nearly orthogonal (Jordan et al. 2024,
             who leave these two to Adam), every other weight by Adam. Torch's defaults otherwise, without decay.
+        weight_decay: of `adamw`; the others have none.
         grad_clip: largest norm of the gradient; no clipping if omitted.
         weighting: see `Denoiser.loss`.
         times: `uniform` over the schedule's times; `log-normal`: :math:`\ln\sigma/\alpha \sim N(m, s^2)` with
             (m, s) = `log_normal` (Karras et al. 2022, table 1); or `log-normal, independent`. The first, where time is
             continuous, and the second are stratified: the i-th of n draws lies in the i-th of n equally likely
             intervals (compare Kingma et al. 2021, appendix I.1). Levels beyond the schedule's are moved to its ends.
+        log_normal: (m, s), mean and standard deviation of :math:`\ln\sigma/\alpha` for both log-normal `times`.
         ema_decay, ema_sigma_rel: keep an average of the weights of this constant decay or relative width, see `EMA`;
             or several, one per width. Two widths, kept at several steps, are enough for any other, see
             `reconstruct_ema`.

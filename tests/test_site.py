@@ -232,6 +232,18 @@ def test_a_measurement_in_prose_is_that_of_the_table(tmp_path):
     assert sphinx_ext.measured(tmp_path, "none", "helix", "emd", "a") is None
 
 
+def test_no_role_is_left_as_text_and_words_are_those_of_the_verdict(site):
+    for page in pages(site):
+        text = re.sub(r"<(pre|code|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\{[a-z:]+\}[`<]", text), page.name
+    (question,) = (p for p in pages(site) if p.name == "two_moons.html")
+    words = {"reproduced": "it does too", "not reproduced": "it does not"}
+    claim = sphinx_ext.read_claims(RESULTS)["moons-final-sliced"]
+    box = re.search(r'class="admonition[^"]*".*?</div>', question.read_text(encoding="utf-8"), re.DOTALL)[0]
+    said = words.get(claim["verdict"], "that is not resolved")
+    assert f"By sliced W1 {said}." in re.sub(r"<[^>]+>", "", box)
+
+
 def test_a_rehearsal_may_settle_fewer_claims(tmp_path):
     assert not sphinx_ext.rehearsed(tmp_path)
     (tmp_path / "provenance.json").write_text('{"a": {"profile": "full"}}')

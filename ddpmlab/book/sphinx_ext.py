@@ -176,7 +176,7 @@ class _FromBook:
 class ClaimRole(_FromBook, SphinxRole):
     """A claim of `claims.csv`, in a sentence; where there is no such claim the build fails.
 
-    Of `id field` it is that field, or its `interval`; of `id | words` it is the words of its verdict,
+    Of `id field` it is that field, or its `interval`; of `id :: words` it is the words of its verdict,
     see `short_answer`.
     """
 
@@ -185,7 +185,7 @@ class ClaimRole(_FromBook, SphinxRole):
     def run(self):
         self.depend("results/claims.csv")
         id, _, field = self.text.partition(" ")
-        words = field.removeprefix("|") if field.startswith("|") else ""
+        words = field.removeprefix("::") if field.startswith("::") else ""
         row = read_claims(self.book / "results").get(id)
         if row is None and rehearsed(self.book / "results"):
             return [nodes.inline("\N{EN DASH}", "\N{EN DASH}")], []
@@ -223,10 +223,10 @@ def measured(results: Path, study: str, law: str, metric: str, *variants: str) -
 
 
 class MeasuredRole(_FromBook, SphinxRole):
-    """Of `study | law | score | variant`, or two variants, see `measured`; a table without them fails the build."""
+    """Of `study :: law :: score :: variant`, or two variants, see `measured`; a table without them fails the build."""
 
     def run(self):
-        study, *rest = (part.strip() for part in self.text.split("|"))
+        study, *rest = (part.strip() for part in self.text.split("::"))
         self.depend(f"results/{study}.csv")
         text = measured(self.book / "results", study, *rest)
         if text is None and not rehearsed(self.book / "results"):

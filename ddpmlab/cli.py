@@ -89,7 +89,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
         for name in pages.chosen(project, studies):
             found = pages.status(project, name, profile, overrides=overrides)
             state = "would run" if name in todo else "fresh"
-            if as_is and pages.has_new_text_alone(project, name, profile):
+            if as_is and found.why == pages.TEXT_CHANGED:
                 state = "new text"
             runs = f"{found.runs.present} runs there, {found.runs.missing} to compute" if found.runs else "no runs"
             click.echo(f"{name:18} {state:10} {runs}{_expected(found.runs)}")
@@ -120,7 +120,7 @@ def _expected(runs) -> str:
 @_force
 @_root
 def run(studies, profile, parameter, into, dry_run, device, workers, scheduler, force, root) -> None:
-    """Run STUDIES, or all that are not fresh. Nothing is rendered."""
+    """Run what is not fresh, of STUDIES if any are named. Nothing is rendered."""
     from ddpmlab.book.pages import Project
 
     overrides = {name: value_of(value) for name, value in parameter}
@@ -154,7 +154,7 @@ def status(studies, profile: str, root: Path) -> None:
 @_force
 @_root
 def book(profile, studies, device, workers, scheduler, force, root) -> None:
-    """Run what is not fresh, render the book. Of STUDIES that are named, those."""
+    """Run what is not fresh, render the book. If STUDIES are named, of those alone."""
     from ddpmlab.book import pages
 
     project = pages.Project(root.resolve())

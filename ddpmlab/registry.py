@@ -116,12 +116,12 @@ def _place(factory: Any) -> tuple[str, str]:
 
 
 def names_of(thing: Any) -> list[tuple[str, str]]:
-    """What a class or function is registered as: `(kind, name)`."""
+    """What a class or function is registered as, if it is the factory itself: `(kind, name)`."""
     return [
         (kind, name)
         for kind, registry in Registry._all.items()
         for name, factory in registry._factories.items()
-        if getattr(factory, "function", factory) is thing
+        if factory is thing
     ]
 
 

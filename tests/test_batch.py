@@ -216,3 +216,4 @@ def test_a_study_without_its_data_is_named_and_the_others_go_on(project):
     assert "Traceback" not in out + err
     assert "time.sleep(pause)" in page(project)
     assert Path(project / "_build" / "logs" / "tiny.log").exists()
+    assert not (project / "_build" / "state" / "quick" / "pictures.json").exists()  # nothing was tried

@@ -79,7 +79,7 @@ def test_a_study_leaves_page_table_claims_and_provenance(notebooks, tmp_path):
     assert {"commit", "code", "device", "torch", "ddpmlab", "date", "core_seconds", "fingerprint"} <= set(note)
     page = nbformat.read(book / "studies" / "tiny.ipynb", 4)
     (spoken,) = page.cells[-1].outputs
-    assert spoken.data["text/plain"] == ("'tcp'" if sys.platform == "win32" else "'ipc'")  # no two race for a port
+    assert spoken.data["text/plain"] == "'ipc'"  # no two race for a port
     assert "papermill" not in json.dumps([c.metadata.get("papermill", "") for c in page.cells] + [page.metadata])
     assert str(tmp_path) not in json.dumps(page)
     assert "widgets" not in page.metadata
@@ -172,12 +172,12 @@ def test_a_disk_that_fills_up_while_publishing_leaves_the_last_good_page(tmp_pat
     book, produced = tmp_path / "book", tmp_path / "produced"
     produced.mkdir()
 
-    def publish(value, most=resource.RLIM_INFINITY, **sizes):
+    def publish(value, most=None, **sizes):
         page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x" * sizes.get("page", 1))])
         (produced / "tiny.csv").write_text(f"value\n{value}\n" * sizes.get("table", 1))
         note = {"value": value, "note": "x" * sizes.get("provenance", 1)}
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))  # what a full disk does to a writer
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most or before[0], before[1]))  # what a full disk does to a writer
         try:
             pages.publish("tiny", page, produced, book, note)
         finally:
@@ -282,9 +282,6 @@ def test_new_prose_and_captions_get_into_a_page_and_nothing_runs(notebooks, tmp_
     answer = CliRunner().invoke(main, [*command, "--dry-run"])
     assert answer.output.split() == ["tiny", "new", "text", "no", "runs"]
     assert nbformat.read(book / "studies" / "tiny.ipynb", 4) == ran
-    pages.failed(project, "tiny", "quick", {}, "tiny: no disk", "c0ffee", tmp_path / "log")
-    assert pages.status(project, "tiny", "quick").state == "failed"
-    assert CliRunner().invoke(main, [*command, "--dry-run"]).output == answer.output
     answer = CliRunner().invoke(main, command)
     assert (answer.exit_code, answer.output) == (
         0, "tiny: only its text had changed; it is in the page, and nothing ran\n"

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from ddpmlab import samplers
 from ddpmlab.book import pdf, report, sphinx_ext
+from ddpmlab.registry import names_of
 
 RESULTS = ROOT / "book" / "results"
 STATES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
@@ -230,14 +232,37 @@ def test_a_measurement_in_prose_is_that_of_the_table(tmp_path):
     assert found == [report.interval(np.array([3.0, 5.0])), report.interval(np.array([2.0, 3.0])), None]
     assert sphinx_ext.measured(tmp_path, "s", "helix", "emd × 1000", "a").startswith("4,000 (")
     assert sphinx_ext.measured(tmp_path, "none", "helix", "emd", "a") is None
+    assert sphinx_ext.measured(tmp_path, "s", "surface", "emd", "a") == "7"  # one seed has no interval
+    pd.concat([table, table]).to_csv(tmp_path / "twice.csv", index=False)
+    with pytest.raises(ValueError, match="'a' has several rows of emd at seed 0"):
+        sphinx_ext.measured(tmp_path, "twice", "helix", "emd", "a")
+    for variants in ((), ("a", "b", "c")):
+        with pytest.raises(ValueError, match=f"{len(variants)} variants; give one, or two"):
+            sphinx_ext.measured(tmp_path, "s", "helix", "emd", *variants)
+
+
+def test_a_page_prints_what_it_measured(site):
+    part = "table 5: T={}, no time input, linear output"
+    rise = sphinx_ext.measured(RESULTS, "own_network", "helix", "emd_128", part.format(200), part.format(50))
+    text = (site / "studies" / "own_network.html").read_text(encoding="utf-8")
+    assert f'<span class="claim">{rise}</span>' in text
+
+
+def test_the_reference_says_by_which_name_a_thing_is_made_and_how_it_is_called(site):
+    assert names_of(samplers.Heun) == [("sampler", "heun")]
+    text = (site / "api" / "library.html").read_text(encoding="utf-8")
+    plain = re.sub(r"<[^>]+>", "", text)
+    assert "By name: the sampler heun." in plain
+    assert 'id="ddpmlab.samplers.Sampler.__call__"' in text
+    assert "factory" not in "".join(re.findall(r"<dt class=\"sig.*?</dt>", text, re.DOTALL))
 
 
 def test_no_role_is_left_as_text_and_words_are_those_of_the_verdict(site):
     for page in pages(site):
-        text = re.sub(r"<(pre|code|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        assert not re.search(r"\{[a-z:]+\}[`<]", text), page.name
+        text = re.sub(r"<(pre|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\{[a-z:]+\}(`|\s*<code)", text), page.name  # left as it was written, or half read
     (question,) = (p for p in pages(site) if p.name == "two_moons.html")
-    words = {"reproduced": "it does too", "not reproduced": "it does not"}
+    words = {"reproduced": "it does so", "not reproduced": "it does not"}
     claim = sphinx_ext.read_claims(RESULTS)["moons-final-sliced"]
     box = re.search(r'class="admonition[^"]*".*?</div>', question.read_text(encoding="utf-8"), re.DOTALL)[0]
     said = words.get(claim["verdict"], "that is not resolved")

@@ -70,6 +70,7 @@ def run(
     """
     commit = project.commit()
     failed: dict[str, str] = {}
+    lacking: dict[str, str] = {}  # data: nothing was tried, so the page is what it was
     book = book or prepare(project, profile)
     logs = project.build / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def run(
             for run in study.runs if study else []:
                 _ = run.config.data.n_train
         except DataUnavailable as error:
-            failed[name] = f"{name}: {error}"
+            lacking[name] = pages.repeatable(project, name, profile, todo[name], f"{name}: {error}")
             del wanted[name]
     owner = {id(run): name for name, study in wanted.items() if study for run in study.runs}
     every = [run for study in wanted.values() if study for run in study.runs]
@@ -92,6 +93,7 @@ def run(
             runner.release()
     for name, error in failed.items():
         failed[name] = pages.failed(project, name, profile, todo[name], error, commit, logs / f"{name}.log")
+    failed |= lacking
 
     def one(name: str) -> float:
         log = logs / f"{name}.log"

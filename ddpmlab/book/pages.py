@@ -256,6 +256,7 @@ def status(
         return PageStatus(study, "missing", str(error), {}, None)
 
 
+TEXT_CHANGED = "text changed"
 _NO_DATA = "its data are not here: `ddpmlab data` fetches them"
 
 
@@ -274,26 +275,16 @@ def state(project: Project, study: str, profile: str, overrides: Mapping[str, An
         return PageStatus(study, "running", f"since {last['started']}", known, None)
     if last.get("state") in ("failed", "running"):
         return PageStatus(study, "failed", last.get("error", "it was interrupted"), known, None)
-    changed = _changed(project, study, profile, parameters, known)
-    if changed is None:
-        return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
-    if changed:
-        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
-    return PageStatus(study, "fresh", "", known, None)
-
-
-def _changed(
-    project: Project, study: str, profile: str, parameters: Mapping[str, Any], known: Mapping[str, Any]
-) -> list[str] | None:
-    """Parts of the fingerprint that are not those a page was made from; None if there is no page of the profile."""
     page = project.book(profile) / "studies" / f"{study}.ipynb"
     if not page.exists() or known.get("profile") != profile:
-        return None
+        return PageStatus(study, "missing", f"no page at the {profile} profile", known, None)
     now = fingerprint(project, study, parameters)
     changed = [part for part, digest in now.items() if known.get("fingerprint", {}).get(part) != digest]
     if "template" in changed and "text" in changed:
         changed.remove("text")  # it covers the cells that run
-    return changed
+    if changed:
+        return PageStatus(study, "stale", f"{' and '.join(changed)} changed", known, None)
+    return PageStatus(study, "fresh", "", known, None)
 
 
 # --- publishing ------------------------------------------------------------------------------------------------
@@ -373,25 +364,14 @@ def _stage_tables(study: str, produced: Path, results: Path, book: Path) -> dict
     return json.loads(note.read_text()) if note.exists() else {}
 
 
-def has_new_text_alone(project: Project, study: str, profile: str) -> bool:
-    """Whether a page's last good run would be repeated to the letter, and only the template's prose is new.
-
-    A run that failed since has changed nothing in the book, so it does not count.
-    """
-    found = state(project, study, profile)
-    if found.state not in ("stale", "failed"):
-        return False
-    return _changed(project, study, profile, project.parameters(study, profile), found.provenance) == ["text"]
-
-
 def refresh_text(project: Project, study: str, profile: str) -> bool:
     """Put the template's prose and captions into a page that is stale for nothing else; whether it did so.
 
     Nothing runs: what was computed, and the record of it, stay as they are.
     """
-    if not has_new_text_alone(project, study, profile):
+    found = state(project, study, profile)
+    if (found.state, found.why) != ("stale", TEXT_CHANGED):
         return False
-    known = project.provenance(profile)[study]
     book, template = project.book(profile), project.notebooks / f"{study}.ipynb"
     page = nbformat.read(book / "studies" / f"{study}.ipynb", as_version=4)
     ran, cells = iter([cell for cell in page.cells if cell.cell_type != "markdown"]), []
@@ -405,9 +385,8 @@ def refresh_text(project: Project, study: str, profile: str) -> bool:
         else:
             cells[-1].metadata.update(cell.metadata)  # captions and alternative texts
     page.cells = cells
-    mark = {**known["fingerprint"], **cells_of(template)}
-    publish(study, page, None, book, {**known, "fingerprint": mark})
-    _note(project, profile, study).unlink(missing_ok=True)
+    mark = {**found.provenance["fingerprint"], **cells_of(template)}
+    publish(study, page, None, book, {**found.provenance, "fingerprint": mark})
     return True
 
 
@@ -538,14 +517,19 @@ def run_study(
 def failed(
     project: Project, study: str, profile: str, parameters: Mapping[str, Any], error: str, commit: str, log: Path
 ) -> str:
-    """Note that a study failed before its notebook could begin; the message, with the command that repeats it."""
+    """Note that a study failed before its notebook could begin; the message, see `repeatable`."""
     again = _command(study, profile, parameters, project)
     state = {"state": "failed", "started": _now(), "commit": commit, "error": error, "again": again}
     with contextlib.suppress(OSError):  # on a full disk
         _write_json(_note(project, profile, study), state)
         with open(log, "a", encoding="utf-8") as file:
             file.write(error + "\n")
-    return f"{error}\n  again: {again}"
+    return repeatable(project, study, profile, parameters, error)
+
+
+def repeatable(project: Project, study: str, profile: str, parameters: Mapping[str, Any], error: str) -> str:
+    """The message of a study that did not run, with the command that repeats it."""
+    return f"{error}\n  again: {_command(study, profile, parameters, project)}"
 
 
 def _now() -> str:

@@ -174,7 +174,7 @@ class _FromBook:
 
 
 class ClaimRole(_FromBook, SphinxRole):
-    """A claim of `claims.csv`, in a sentence; where there is no such claim the build fails.
+    """A claim of `claims.csv`, in a sentence; where the full book has no such claim the build fails.
 
     Of `id field` it is that field, or its `interval`; of `id :: words` it is the words of its verdict,
     see `short_answer`.
@@ -210,27 +210,41 @@ def measured(results: Path, study: str, law: str, metric: str, *variants: str) -
         law: or data set.
         metric: name in the table, which may end with ` × 1000`.
         variants: one; or two, for the fall from the first to the second, seed by seed.
+
+    Raises:
+        ValueError: another number of variants, or a seed has several rows.
     """
+    if len(variants) not in (1, 2):
+        raise ValueError(f"{len(variants)} variants; give one, or two for a fall from the first to the second")
     metric, _, factor = metric.partition(" × ")
     rows = [row for row in read_table(results / f"{study}.csv") if (row["dataset"], row["metric"]) == (law, metric)]
-    of_seed = [
-        {row["seed"]: float(factor or 1) * float(row["value"]) for row in rows if row["variant"] == name}
-        for name in variants
-    ]
+    of_seed: list[dict[str, float]] = [{} for _ in variants]
+    for name, values in zip(variants, of_seed, strict=True):
+        for row in (row for row in rows if row["variant"] == name):
+            if row["seed"] in values:
+                raise ValueError(f"{name!r} has several rows of {metric} at seed {row['seed']}")
+            values[row["seed"]] = float(factor or 1) * float(row["value"])
     seeds = sorted(set.intersection(*map(set, of_seed)))
     first, *second = ([values[seed] for seed in seeds] for values in of_seed)
-    return interval(np.subtract(first, second[0]) if second else np.array(first)) if seeds else None
+    found = np.subtract(first, second[0]) if second else np.array(first)
+    return None if not seeds else number(found[0]) if len(seeds) == 1 else interval(found)
 
 
 class MeasuredRole(_FromBook, SphinxRole):
-    """Of `study :: law :: score :: variant`, or two variants, see `measured`; a table without them fails the build."""
+    """Of `study :: law :: score :: variant`, or two variants, see `measured`.
+
+    A table without them fails the build, unless a page was run at a smaller profile, which may lack some.
+    """
 
     def run(self):
         study, *rest = (part.strip() for part in self.text.split("::"))
         self.depend(f"results/{study}.csv")
-        text = measured(self.book / "results", study, *rest)
+        try:
+            text, why = measured(self.book / "results", study, *rest), f"results/{study}.csv has no such rows"
+        except (TypeError, ValueError) as error:
+            text, why = None, str(error)
         if text is None and not rehearsed(self.book / "results"):
-            log.warning(f"{{measured}}`{self.text}`: no such rows", location=self.get_location())
+            log.warning(f"{{measured}}`{self.text}`: {why}", location=self.get_location())
         text = text or "\N{EN DASH}"
         return [nodes.inline(text, text, classes=["claim"])], []
 

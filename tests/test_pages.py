@@ -6,8 +6,10 @@ import math
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import pandas as pd
@@ -246,7 +248,8 @@ EXECUTE = ROOT / "ddpmlab" / "book" / "execute.py"
 
 def test_a_process_for_notebooks_whose_parent_is_gone_ends():
     command = [sys.executable, "-P", str(EXECUTE), "999999999"]  # no such parent, as if it had gone at once
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a command in the background of a shell is
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=deaf) as process:
         assert process.wait(60) != 0  # it waits for no request
 
 

@@ -34,7 +34,11 @@ _answering: list[int] = []  # the descriptor that answers go to
 
 
 def end_with(parent: int) -> None:
-    """Interrupt this process, which ends its kernel, when the one that started it is gone."""
+    """Interrupt this process, which ends its kernel, when the one that started it is gone.
+
+    It heeds an interrupt from here on: what starts in the background of a shell ignores it, and so do its children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch():
         while os.getppid() == parent:

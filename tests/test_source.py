@@ -197,5 +197,24 @@ def test_an_entry_says_how_it_was_made_so_that_its_key_can_be_computed_again():
     assert stages.key_of(made) is None
 
 
+def test_a_script_counts_with_the_code_that_it_refers_to(module):
+    own = "def used():\n    return helper()\n\ndef helper():\n    return {}\n\ndef unused():\n    return {}\n"
+    name = module(own.format(1, 1)).__name__
+    for cell in (f"from {name} import used as f\nf()", f"import {name}\n{name}.used()", f"import {name} as m\nm.used"):
+        module(own.format(1, 1))
+        before = source.script_hash(["x = 1", cell])
+        module(own.format(1, 2) + "# more\n")
+        assert source.script_hash(["x = 1", cell]) == before
+        module(own.format(2, 2))
+        assert source.script_hash(["x = 1", cell]) != before
+    # what a notebook takes from a module of this package, and what it names in quotes
+    pairs = [("report.interval(x)", "report.spread(x)"), ('schedules.make("cosine")', 'schedules.make("linear")')]
+    for one, other in pairs:
+        imports = "from ddpmlab import schedules\nfrom ddpmlab.book import report\n"
+        first, second = (source.script_hash(["%matplotlib inline", imports, cell]) for cell in (one, other))
+        assert first != second
+        assert first == source.script_hash([imports + one])
+
+
 def test_the_package_has_one_hash():
     assert len(package_hash()) == 12

@@ -173,27 +173,12 @@ class Project:
 # --- freshness -------------------------------------------------------------------------------------------------
 
 
-def _imported(template: Path) -> list[str]:
-    """Hashes of the package code that a notebook's own cells import."""
-    import importlib
-
-    found = []
-    for cell in nbformat.read(template, as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        with contextlib.suppress(SyntaxError):
-            for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpmlab"):
-                    owner = importlib.import_module(node.module)
-                    for alias in node.names:
-                        value = getattr(owner, alias.name, None)
-                        if isinstance(value, type) or callable(value):
-                            found.append(f"{alias.name} {source.code_hash(value)}")
-    return found
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _code(template: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(template, as_version=4).cells if cell.cell_type == "code"]
 
 
 def cells_of(template: Path) -> dict[str, str]:
@@ -214,7 +199,7 @@ def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> 
     return {
         **cells_of(template),
         "parameters": _digest({k: v for k, v in parameters.items() if k != "results"}),
-        "code": _digest([sorted(keys), sorted(_imported(template))]),
+        "code": _digest([sorted(keys), source.script_hash(_code(template))]),
     }
 
 

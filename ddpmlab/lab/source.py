@@ -7,13 +7,16 @@ modules that find parts and keep results count for nothing.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
+import importlib.util
 import inspect
 import linecache
 import sys
 import sysconfig
 import types
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,7 +146,7 @@ def _references(statements: list[ast.stmt]) -> set[tuple[str, ...]]:
     return found
 
 
-def _resolve(module: types.ModuleType, name: tuple[str, ...]) -> tuple[types.ModuleType, str] | None:
+def _resolve(module: types.ModuleType | None, name: tuple[str, ...]) -> tuple[types.ModuleType, str] | None:
     """The module and top-level name that a dotted name of another module stands for, if it is one that counts."""
     if name[0] == "\0import":
         owner, rest = sys.modules.get(name[1]), name[2:]
@@ -184,8 +187,68 @@ def _imported(module: types.ModuleType, name: str, source: str) -> tuple[types.M
 def definitions(value: Any) -> dict[str, str]:
     """`module.name` -> what counts of its definition, for everything that a function, class or instance is built on."""
     owner = value if isinstance(value, type | types.FunctionType) else type(value)
+    return _reached([(sys.modules.get(owner.__module__), owner.__qualname__.split(".")[0], owner)])
+
+
+def _may_count(package: str) -> bool:
+    """Whether a package is this one or the user's own, as far as can be told without importing it."""
+    if package == "ddpmlab":
+        return True
+    found = importlib.util.find_spec(package)
+    return found is not None and not (found.origin or "built-in").startswith((*_LIBRARIES, sys.base_prefix, "built-in"))
+
+
+def _names_of_imports(node: ast.AST) -> dict[str, tuple[str, ...]]:
+    """Name -> what it stands for, as `_resolve` takes it, by an import of code that counts, which is done here."""
+    found: dict[str, tuple[str, ...]] = {}
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            bound = alias.asname or alias.name.split(".")[0]
+            found[bound] = ("\0import", alias.name if alias.asname else bound)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        found = {alias.asname or alias.name: ("\0import", node.module, alias.name) for alias in node.names}
+    found = {bound: name for bound, name in found.items() if _may_count(name[1].split(".")[0])}
+    for name in found.values():
+        for module in (name[1], ".".join(name[1:])):  # what is imported from a module may be one
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+    return found
+
+
+def script_hash(cells: Iterable[str]) -> str:
+    """Hash of the code that cells of a notebook refer to, by what they import or, in quotes, by a registered name.
+
+    A name counts in the registries of the modules that are imported; but for studies, which count by their runs.
+    """
+    imported: dict[str, tuple[str, ...]] = {}
+    names: set[tuple[str, ...]] = set()
+    words: set[str] = set()
+    for cell in cells:
+        with PARSING, contextlib.suppress(SyntaxError):  # a cell of IPython's own language
+            tree = ast.parse(cell)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    words.add(node.value)
+                imported |= _names_of_imports(node)
+            names |= {(*imported[name[0]], *name[1:]) for name in _references(tree.body) if name[0] in imported}
+    todo = [(*found, None) for name in names if (found := _resolve(None, name))]
+    modules = [sys.modules.get(module) for name in imported.values() for module in (name[1], ".".join(name[1:]))]
+    registries = {
+        value.kind: value for module in modules if module for value in vars(module).values()
+        if isinstance(value, Registry) and value.kind != "study"
+    }  # fmt: skip
+    made = [
+        f"{kind} {word} {code_hash(registry[word])}"
+        for kind, registry in registries.items()
+        for word in words.intersection(list(registry))
+    ]
+    text = "\n".join(f"{name}\n{body}" for name, body in sorted(_reached(todo).items()))
+    return hashlib.sha256("\n".join([text, *sorted(made)]).encode()).hexdigest()[:16]
+
+
+def _reached(todo: list[tuple[types.ModuleType | None, str, Any]]) -> dict[str, str]:
+    """Definitions, `(module, name, thing if known)`, and all that they are built on: see `definitions`."""
     seen: dict[str, str] = {}
-    todo = [(sys.modules.get(owner.__module__), owner.__qualname__.split(".")[0], owner)]
     while todo:
         module, name, known = todo.pop()
         if module is None or not _is_tracked(module) or f"{module.__name__}.{name}" in seen:

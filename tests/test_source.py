@@ -197,10 +197,11 @@ def test_an_entry_says_how_it_was_made_so_that_its_key_can_be_computed_again():
     assert stages.key_of(made) is None
 
 
-def test_a_script_counts_with_the_code_that_it_refers_to(module):
+def test_a_script_counts_with_the_code_that_it_refers_to(module, tmp_path):
     own = "def used():\n    return helper()\n\ndef helper():\n    return {}\n\ndef unused():\n    return {}\n"
     name = module(own.format(1, 1)).__name__
-    for cell in (f"from {name} import used as f\nf()", f"import {name}\n{name}.used()", f"import {name} as m\nm.used"):
+    cells = [f"from {name} import used as f\nf()", f"import {name}\n{name}.used()", f"import {name} as m\nm.used"]
+    for cell in (*cells, f"from {name} import *\nused()"):
         module(own.format(1, 1))
         before = source.script_hash(["x = 1", cell])
         module(own.format(1, 2) + "# more\n")
@@ -214,6 +215,27 @@ def test_a_script_counts_with_the_code_that_it_refers_to(module):
         first, second = (source.script_hash(["%matplotlib inline", imports, cell]) for cell in (one, other))
         assert first != second
         assert first == source.script_hash([imports + one])
+    (tmp_path / "broken_part.py").write_text("raise RuntimeError")
+    assert source.script_hash(["import broken_part\nbroken_part.x", "import __main__"])  # told when the notebook runs
+
+
+def test_what_a_table_or_a_page_makes_by_name_counts(module, monkeypatch):
+    own = module("def table(part):\n    return ['heun', part]\n")
+    page = ["from ddpmlab.studies.rivals import FINE\nprint(FINE)"]  # whose schedule is ve
+
+    def found():
+        table = source.named_hash(own.table, {"part": {"name": "mlp"}})
+        return table, source.script_hash(page), source.script_hash([], {"laws": ["helix"]})
+
+    before = found()
+    assert found() == before
+    for registry, name, which in (
+        (networks.NETWORKS, "mlp", {0}), (samplers.SAMPLERS, "heun", {0}), (samplers.SAMPLERS, "ddim", set()),
+        (schedules.SCHEDULES, "ve", {1}), (data.DATASETS, "helix", {2}),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setitem(registry._factories, name, own.table)
+            assert {i for i, (now, then) in enumerate(zip(found(), before, strict=True)) if now != then} == which
 
 
 def test_the_package_has_one_hash():

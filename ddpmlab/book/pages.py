@@ -178,7 +178,10 @@ def _digest(value: Any) -> str:
 
 
 def _code(template: Path) -> list[str]:
-    return [cell.source for cell in nbformat.read(template, as_version=4).cells if cell.cell_type == "code"]
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    cells = [cell.source for cell in nbformat.read(template, as_version=4).cells if cell.cell_type == "code"]
+    return [TransformerManager().transform_cell(source) for source in cells]
 
 
 def cells_of(template: Path) -> dict[str, str]:
@@ -199,7 +202,7 @@ def fingerprint(project: Project, study: str, parameters: Mapping[str, Any]) -> 
     return {
         **cells_of(template),
         "parameters": _digest({k: v for k, v in parameters.items() if k != "results"}),
-        "code": _digest([sorted(keys), source.script_hash(_code(template))]),
+        "code": _digest([sorted(keys), source.script_hash(_code(template), dict(parameters))]),
     }
 
 

@@ -13,10 +13,11 @@ import hashlib
 import importlib.util
 import inspect
 import linecache
+import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -194,56 +195,105 @@ def _may_count(package: str) -> bool:
     """Whether a package is this one or the user's own, as far as can be told without importing it."""
     if package == "ddpmlab":
         return True
-    found = importlib.util.find_spec(package)
-    return found is not None and not (found.origin or "built-in").startswith((*_LIBRARIES, sys.base_prefix, "built-in"))
+    with contextlib.suppress(ValueError):  # a module without a specification
+        if found := importlib.util.find_spec(package):
+            places = [*(found.submodule_search_locations or [found.origin or ""])]
+            return any(Path(p).exists() and not p.startswith((*_LIBRARIES, sys.base_prefix)) for p in places if p)
+    return False
 
 
 def _names_of_imports(node: ast.AST) -> dict[str, tuple[str, ...]]:
     """Name -> what it stands for, as `_resolve` takes it, by an import of code that counts, which is done here."""
     found: dict[str, tuple[str, ...]] = {}
     if isinstance(node, ast.Import):
-        for alias in node.names:
+        for alias in (a for a in node.names if _may_count(a.name.split(".")[0])):
+            _import(alias.name)
             bound = alias.asname or alias.name.split(".")[0]
             found[bound] = ("\0import", alias.name if alias.asname else bound)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        found = {alias.asname or alias.name: ("\0import", node.module, alias.name) for alias in node.names}
-    found = {bound: name for bound, name in found.items() if _may_count(name[1].split(".")[0])}
-    for name in found.values():
-        for module in (name[1], ".".join(name[1:])):  # what is imported from a module may be one
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _may_count(node.module.split(".")[0]):
+        _import(node.module)
+        for alias in node.names:
+            _import(f"{node.module}.{alias.name}")  # it may be a module
+            every = dir(sys.modules.get(node.module)) if alias.name == "*" else [alias.name]
+            found |= {alias.asname or name: ("\0import", node.module, name) for name in every}
     return found
 
 
-def script_hash(cells: Iterable[str]) -> str:
-    """Hash of the code that cells of a notebook refer to, by what they import or, in quotes, by a registered name.
+def _import(name: str) -> None:
+    """Import a module if that is possible: what is not there cannot count, and is told when the notebook runs."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
 
-    A name counts in the registries of the modules that are imported; but for studies, which count by their runs.
-    """
+
+def script_hash(cells: Iterable[str], arguments: Any = None) -> str:
+    """Hash of the code that cells of a notebook refer to: by what they import, and by name, see `named_hash`."""
     imported: dict[str, tuple[str, ...]] = {}
     names: set[tuple[str, ...]] = set()
-    words: set[str] = set()
+    text = ""
     for cell in cells:
-        with PARSING, contextlib.suppress(SyntaxError):  # a cell of IPython's own language
-            tree = ast.parse(cell)
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    words.add(node.value)
-                imported |= _names_of_imports(node)
-            names |= {(*imported[name[0]], *name[1:]) for name in _references(tree.body) if name[0] in imported}
-    todo = [(*found, None) for name in names if (found := _resolve(None, name))]
-    modules = [sys.modules.get(module) for name in imported.values() for module in (name[1], ".".join(name[1:]))]
-    registries = {
-        value.kind: value for module in modules if module for value in vars(module).values()
-        if isinstance(value, Registry) and value.kind != "study"
-    }  # fmt: skip
+        try:
+            with PARSING:
+                tree = ast.parse(cell)
+        except SyntaxError:  # it is told when the notebook runs
+            continue
+        for node in ast.walk(tree):
+            imported |= _names_of_imports(node)
+        names |= {(*imported[name[0]], *name[1:]) for name in _references(tree.body) if name[0] in imported}
+        text += _dump(tree)
+    reached = _reached([(*found, None) for name in names if (found := _resolve(None, name))])
+    known = "\n".join(f"{name}\n{body}" for name, body in sorted(reached.items()))
+    return hashlib.sha256(f"{known}\n{_named(_words(known + text), arguments)}".encode()).hexdigest()[:16]
+
+
+def named_hash(function: Callable, arguments: Any) -> str:
+    """Hash of the datasets, schedules, networks, samplers and metrics that code may make by name.
+
+    Their names are looked for among the strings of everything that a function is built on, and of its arguments. So a
+    string that happens to be such a name counts too.
+    """
+    return _named(_words_behind(function), arguments)
+
+
+def _named(words: Iterable[str], arguments: Any) -> str:
+    for module in ("data", "schedules", "networks", "samplers", "lab.scores"):
+        importlib.import_module(f"ddpmlab.{module}")
+    words = {*words, *_words(_dump(arguments))}
     made = [
         f"{kind} {word} {code_hash(registry[word])}"
-        for kind, registry in registries.items()
+        for kind, registry in Registry._all.items()
+        if kind in ("dataset", "schedule", "network", "sampler", "metric")
         for word in words.intersection(list(registry))
     ]
-    text = "\n".join(f"{name}\n{body}" for name, body in sorted(_reached(todo).items()))
-    return hashlib.sha256("\n".join([text, *sorted(made)]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(made)).encode()).hexdigest()[:16]
+
+
+def _dump(value: Any) -> str:
+    """A syntax tree, or plain values, as text that is the same in all versions of Python: empty fields are left out."""
+    if isinstance(value, ast.AST):
+        fields = [(name, part) for name, part in ast.iter_fields(value) if part is not None and part != []]
+        return f"{type(value).__name__}({', '.join(f'{name}={_dump(part)}' for name, part in fields)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_dump(k)}: {_dump(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_dump, value))}]"
+    return repr(value)
+
+
+def _words(dumped: str) -> set[str]:
+    """Strings in what `_dump` wrote, as far as they could be names."""
+    return set(re.findall(r"'([\w-]+)'", dumped))
+
+
+def _words_behind(function: Callable) -> set[str]:
+    foreign = not inspect.getfile(function).startswith(_PACKAGE) if function.__module__ != "__main__" else True
+    return _words_in(function) if foreign else _known_words(function)
+
+
+def _words_in(function: Callable) -> set[str]:
+    return _words("\n".join(definitions(function).values()))
+
+
+_known_words = cache(_words_in)
 
 
 def _reached(todo: list[tuple[types.ModuleType | None, str, Any]]) -> dict[str, str]:
@@ -264,7 +314,7 @@ def _reached(todo: list[tuple[types.ModuleType | None, str, Any]]) -> dict[str, 
             for base in getattr(thing, "__mro__", ())[1:]:
                 todo.append((sys.modules.get(base.__module__), base.__qualname__.split(".")[0], base))
             continue
-        seen[label] = "\n".join(ast.dump(s) for s in statements)
+        seen[label] = "\n".join(_dump(s) for s in statements)
         todo += [(*found, None) for n in _references(statements) if (found := _resolve(module, n))]
     return seen
 
@@ -318,5 +368,5 @@ def package_hash() -> str:
         with PARSING:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         tree = _Stripped().visit(tree)
-        digest.update(f"{path.relative_to(_PACKAGE)}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{path.relative_to(_PACKAGE)}\n{_dump(tree)}\n".encode())
     return digest.hexdigest()[:12]

@@ -25,7 +25,7 @@ from ddpmlab.lab import store as stores
 from ddpmlab.lab import weights
 from ddpmlab.lab.config import Experiment, Part, build_denoiser, standardised
 from ddpmlab.lab.scores import SCORES
-from ddpmlab.lab.source import code_hash, versions
+from ddpmlab.lab.source import code_hash, named_hash, versions
 from ddpmlab.lab.store import DamagedEntryWarning, Store
 from ddpmlab.metrics import calibration, likelihood, two_sample
 from ddpmlab.training import CheckpointError, Fit, fit
@@ -361,7 +361,8 @@ def truth(
 
 def _table_key(function: Callable[..., pd.DataFrame], arguments: dict[str, Any]) -> str:
     named = [function.__module__, function.__qualname__]
-    return _hash(["table", *named, arguments, code_hash(function), versions(*_SCORING)])
+    code = [code_hash(function), named_hash(function, arguments)]
+    return _hash(["table", *named, arguments, *code, versions(*_SCORING)])
 
 
 def remembered(function: Callable[..., pd.DataFrame], store: Store | None = None, **arguments) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from ddpmlab.book import batch, pages, report
 from ddpmlab.book.pages import Project, StudyError
 from ddpmlab.cli import main, value_of
 from ddpmlab.lab import COLUMNS
+from ddpmlab.schedules import SCHEDULES
 
 PARAMETERS = nbformat.v4.new_code_cell(
     'profile = "quick"\nx = 1\nresults = "results"', metadata={"tags": ["parameters"]}
@@ -206,6 +207,20 @@ def test_a_page_is_stale_when_its_template_or_parameters_change(notebooks, tmp_p
     found = pages.status(project, "tiny", "quick")
     assert (found.state, found.why) == ("stale", "template changed")
     assert (book / "studies" / "tiny.ipynb").exists()
+
+
+def test_a_page_depends_on_the_code_that_its_cells_use(notebooks, monkeypatch):
+    project = notebooks("from ddpmlab import schedules\n%time schedules.make('cosine')", TABLE)
+
+    def mark(**parameters):
+        return pages.fingerprint(project, "tiny", project.parameters("tiny", "quick", parameters))
+
+    before = mark()
+    assert mark() == before
+    for name, changed in (("cosine", {"code"}), ("sech", set())):
+        with monkeypatch.context() as patch:
+            patch.setitem(SCHEDULES._factories, name, SCHEDULES["linear"])
+            assert {part for part, digest in mark().items() if digest != before[part]} == changed
 
 
 def test_notebooks_share_a_process_and_nothing_that_they_change(notebooks, tmp_path):

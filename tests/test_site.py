@@ -82,6 +82,9 @@ NAMELESS = """() => [
   ...[...document.images].filter((image) => !image.hasAttribute("alt")),
   ...[...document.querySelectorAll("article img:not(.toggler)")].filter((image) => image.alt.length < 20),
 ].map((image) => image.src.slice(-80))"""
+SQUEEZED = """() => [...document.querySelectorAll("article td, article th")]
+  .filter((cell) => cell.offsetParent && cell.clientWidth < 92 && cell.innerText.trim().length > 60)
+  .map((cell) => cell.innerText.trim().slice(0, 40))"""
 STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"
 OWN = ("asks for: file:", "asks for: data:", "asks for: blob:")
 AXE = {"preload": False, "resultTypes": ["violations", "incomplete"]}
@@ -123,6 +126,7 @@ def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium
             wide = tab.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
             if wide > 1:
                 faults.append(f"{name} at {width}: {wide} px wider than its window")
+            faults += [f"{name} at {width}: no room for {text!r}" for text in tab.evaluate(SQUEEZED)]
             if width == 1280:  # narrow is the same page with the same names; dark differs in its colours
                 options = AXE if scheme == "light" else AXE | {"runOnly": ["color-contrast"]}
                 answer = axe.run(tab, options=options).response

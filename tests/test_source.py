@@ -238,5 +238,15 @@ def test_what_a_table_or_a_page_makes_by_name_counts(module, monkeypatch):
             assert {i for i, (now, then) in enumerate(zip(found(), before, strict=True)) if now != then} == which
 
 
+def test_the_key_of_a_table_holds_what_the_table_makes_by_name(module, monkeypatch):
+    own = module("def table(part):\n    return ['heun', part]\n")
+    before = stages._table_key(own.table, {"part": "mlp"})
+    assert stages._table_key(own.table, {"part": "mlp"}) == before
+    for registry, name in ((networks.NETWORKS, "mlp"), (samplers.SAMPLERS, "heun")):
+        with monkeypatch.context() as patch:
+            patch.setitem(registry._factories, name, own.table)
+            assert stages._table_key(own.table, {"part": "mlp"}) != before
+
+
 def test_the_package_has_one_hash():
     assert len(package_hash()) == 12

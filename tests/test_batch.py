@@ -206,6 +206,16 @@ def test_a_notebook_that_fails_takes_no_other_with_it_and_a_second_run_does_what
 
 
 @pytest.mark.slow
+def test_a_training_past_its_studys_time_limit_leaves_the_last_good_page(project):
+    (project / "notebooks" / "studies.yml").write_text("tiny: {full: {}, time_limit: 5}\npictures: {full: {}}\n")
+    _, err = run(project, "tiny", "-p", "n_steps", "1000000000").communicate(timeout=300)
+    assert STARTED[-1].returncode == 1
+    assert "run 'a' of helix, seed 0 ran past its study's time_limit of 5 s" in err
+    assert page(project) == "the last good page"
+    assert "time_limit" in status(project)["tiny"]
+
+
+@pytest.mark.slow
 def test_a_study_without_its_data_is_named_and_the_others_go_on(project):
     process = run(project)
     out, err = process.communicate(timeout=600)

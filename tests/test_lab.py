@@ -578,13 +578,29 @@ def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
         pool(0)
 
 
+def test_a_run_past_its_time_limit_is_named_and_the_others_go_on(cache):
+    """In a thread that is not the main one, as a worker of Dask has it."""
+    brief, endless = (Run(str(n), replace(SMALL, training=Training(n_steps=n, batch_size=16))) for n in (10, 10**9))
+    with ThreadPoolExecutor(1) as executor:
+        failed = runner.compute(
+            [brief, endless], executor, go_on=True, time_limit=lambda run: 5.0 if run is endless else 600.0
+        )
+    ((job, error),) = failed
+    assert [run.variant for run in job] == [str(10**9)]
+    assert re.match(
+        r"run '1000000000' of helix, seed 0 ran past its study's time_limit of 5 s, .*raise the li", str(error)
+    )
+    assert runner.missing([brief]) == []
+    assert list((cache / "checkpoints").iterdir())  # where a second run goes on
+
+
 def test_long_jobs_go_first_and_equal_ones_seed_by_seed(tmp_path):
     """So that two that need the same law's truth seldom begin together."""
     sent = []
 
     class Recorder(Executor):
         def submit(self, fn, payload):
-            _, _, runs, _ = cloudpickle.loads(payload)
+            runs = cloudpickle.loads(payload)[2]
             sent.extend((run.config.dataset["name"], run.config.seed, run.config.training.n_steps) for run in runs)
             done = Future()
             done.set_result(None)

@@ -67,6 +67,10 @@ def test_numbers_as_pages_print_them():
     assert [report.number(v) for v in (-0.00439, 1235.6, 1e-6, 92.4, "no value")] == [
         "−0.00439", "1,236", "0.000001", "92.4", "no value",
     ]  # fmt: skip
+    assert [report.number(v) for v in (0.2, 0.0, -0.0, 12)] == ["0.2", "0", "0", "12"]
+    assert [report.number(v, 2) for v in (0.2, 0.0912, -1.0, 9.96, 99.6, 0.0)] == [
+        "0.20", "0.091", "−1.0", "10", "100", "0",
+    ]  # fmt: skip
     assert report.between(1.7043, 1.3547, 2.0503) == "1.70 (1.35 to 2.05)"
     assert report.between(-142.1, -166.5, -117.7) == "−142 (−166 to −118)"
     assert report.between(-0.0004, -0.06, 0.06) == "0.000 (−0.060 to 0.060)"

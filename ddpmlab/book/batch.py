@@ -86,7 +86,11 @@ def run(
     every = [run for study in wanted.values() if study for run in study.runs]
     if every:
         say(f"{len(every)} runs of {len(wanted)} studies into {stores.default_url()}")
-        for job, error in runner.compute(every, executor, title="runs", go_on=True):
+        limits = {name: pages.time_limit(project, name) for name in wanted}
+        failures = runner.compute(
+            every, executor, title="runs", go_on=True, time_limit=lambda run: limits[owner[id(run)]]
+        )
+        for job, error in failures:
             for name in {owner[id(run)] for run in job}:
                 failed.setdefault(name, f"{name}: {error}")
         if executor is None:

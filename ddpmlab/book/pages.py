@@ -226,6 +226,11 @@ def _write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
+def time_limit(project: Project, study: str) -> float:
+    """Seconds that a study's notebook may take, and each of its trainings with all that is scored on it."""
+    return project.manifest()[study].get("time_limit", TIME_LIMIT)
+
+
 def status(
     project: Project,
     study: str,
@@ -450,7 +455,7 @@ def run_study(
             is kept under `_build/failed/`, and the message says where.
     """
     template, book = project.notebooks / f"{study}.ipynb", book or project.book(profile)
-    limit = project.manifest()[study].get("time_limit", TIME_LIMIT)
+    limit = time_limit(project, study)
     commit, start = commit or project.commit(), perf_counter()
     state = {"state": "running", "pid": os.getpid(), "started": _now(), "commit": commit}
     _write_json(_note(project, profile, study), state)

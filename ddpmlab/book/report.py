@@ -174,10 +174,13 @@ def show_claims(rows: list[dict[str, Any]], results: str | Path, page: str):
     return show(shown).set_table_attributes('class="claims"')
 
 
-def number(value: float | str, digits: int = 3) -> str:
-    """A number as pages print it: `digits` significant ones, no exponent, a true minus; words stay as they are.
+def number(value: float | str, digits: int | None = None) -> str:
+    """A number as pages print it: no exponent, a true minus; words stay as they are.
 
-    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`.
+    With `digits`, what was measured: so many significant ones, zeros at the end included. Without, what was set or
+    printed elsewhere: at most three, and no zeros at the end.
+
+    `-0.00439` -> `−0.00439`, `1235.6` -> `1,236`, `1e-06` -> `0.000001`; `0.2` to 2 digits -> `0.20`.
     """
     try:
         value = float(value)
@@ -185,9 +188,10 @@ def number(value: float | str, digits: int = 3) -> str:
         return str(value)
     if not math.isfinite(value):
         return "–"
-    large = abs(value) >= 10 ** (digits - 1)
-    text = f"{value:,.0f}" if large else format(Decimal(f"{value:.{digits}g}"), "f")
-    return _signed(text)
+    few = 3 if digits is None else digits
+    if abs(value) >= 10 ** (few - 1) or value == 0:
+        return _signed(f"{value:,.0f}")
+    return _signed(format(Decimal(f"{value:{'' if digits is None else '#'}.{few}g}"), "f"))
 
 
 def _signed(text: str) -> str:

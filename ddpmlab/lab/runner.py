@@ -5,14 +5,16 @@ results lie in the store. So an executor may be a pool of this machine's cores o
 next call computes what is missing, and a training goes on from its checkpoint.
 """
 
+import ctypes
 import math
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -42,6 +44,9 @@ COLUMNS = (
 
 PATIENCE = 15.0
 """Seconds without news after which a pool is looked at, whether any of its processes lives."""
+
+
+_AGAIN = "what was finished is kept, and trainings go on from their checkpoints: run it again"
 
 
 class RunError(RuntimeError):
@@ -139,23 +144,59 @@ def _is_of_files(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, SafetensorError) and "os error" in str(error))
 
 
+class _OutOfTime(BaseException):  # no `except Exception` on the way is meant to see it
+    pass
+
+
+@contextmanager
+def _at_most(seconds: float | None) -> Iterator[None]:
+    """Raise `_OutOfTime` in this thread after so many seconds.
+
+    In a worker of Dask that is not the main thread, so a signal would not do. What waits outside Python is interrupted
+    when it returns there.
+    """
+    thread, lock, done = threading.get_ident(), threading.Lock(), False
+
+    def end():
+        with lock:
+            if not done:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OutOfTime))
+
+    timer = threading.Timer(min(seconds or 0.0, threading.TIMEOUT_MAX), end)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            done = True
+        timer.cancel()
+
+
 def _work(payload: bytes) -> None:
     """What a worker does: train once, then sample and score every run of the job, all into the store."""
-    url, parts, runs, reference = cloudpickle.loads(payload)
+    url, parts, runs, reference, limit = cloudpickle.loads(payload)
     registry.register_again(parts)
     store, threads = Store(url), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         if reference is not None:
             stages.references(*reference, store)
-        for run in runs:
-            try:
-                stages.score(run.config, run.step, store)
-            except Exception as error:
-                if _is_of_files(error):  # a full disk: where in the code it was tells nothing
-                    raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None
-                trace = "".join(traceback.format_exception(error)[-4:])
-                raise RunError(f"run {_named(run)} failed: {type(error).__name__}: {error}\n{trace}") from None
+        with _at_most(limit):
+            for run in runs:
+                try:
+                    stages.score(run.config, run.step, store)
+                except Exception as error:
+                    if _is_of_files(error):  # a full disk: where in the code it was tells nothing
+                        raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None
+                    trace = "".join(traceback.format_exception(error)[-4:])
+                    raise RunError(f"run {_named(run)} failed: {type(error).__name__}: {error}\n{trace}") from None
+    except _OutOfTime:
+        raise RunError(
+            f"run {_named(run)} ran past its study's time_limit of {limit:g} s, which {len(runs)} runs of one training "
+            f"share; {_AGAIN}, or raise the limit in studies.yml"
+        ) from None
     except OSError as error:
         raise RunError(f"floors and ceilings failed: {error}; the store is {url}") from None
     finally:
@@ -261,9 +302,6 @@ def _turn(pair: tuple[list[Run], float]) -> tuple[int, int]:
     return -math.frexp(seconds)[1], first.config.seed
 
 
-_AGAIN = "what was finished is kept, and trainings go on from their checkpoints: run it again"
-
-
 def compute(
     runs: Iterable[Run],
     executor: Executor | None = None,
@@ -271,6 +309,7 @@ def compute(
     progress: bool = True,
     title: str = "runs",
     go_on: bool = False,
+    time_limit: Callable[[Run], float] | None = None,
 ) -> list[tuple[list[Run], Exception]]:
     """Compute what the store lacks of some runs, and the floors and ceilings of their scores.
 
@@ -281,6 +320,7 @@ def compute(
         progress: show a text progress bar.
         title: its name.
         go_on: after a failure compute the others all the same, and return the failures.
+        time_limit: seconds that a run may take, together with those that share its training; no limit if omitted.
 
     Returns:
         Jobs that failed, each with its error; none without `go_on`.
@@ -292,7 +332,8 @@ def compute(
     parts = [part for part in registry.defined_interactively() if part[0] != "study"]  # workers know runs alone
 
     def payload(job: list[Run], reference=None) -> bytes:
-        return cloudpickle.dumps((store.url, parts, job, reference))
+        limit = max(map(time_limit, job)) if time_limit and job else None
+        return cloudpickle.dumps((store.url, parts, job, reference, limit))
 
     scored = {
         (r.config.dataset["name"], m): (r.config.dataset, m)

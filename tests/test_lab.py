@@ -587,9 +587,7 @@ def test_a_run_past_its_time_limit_is_named_and_the_others_go_on(cache):
         )
     ((job, error),) = failed
     assert [run.variant for run in job] == [str(10**9)]
-    assert re.match(
-        r"run '1000000000' of helix, seed 0 ran past its study's time_limit of 5 s, .*raise the li", str(error)
-    )
+    assert str(error).startswith("run '1000000000' of helix, seed 0 ran past its study's time_limit of 5 s")
     assert runner.missing([brief]) == []
     assert list((cache / "checkpoints").iterdir())  # where a second run goes on
 

@@ -509,7 +509,7 @@ def test_a_real_study_runs_from_its_template(tmp_path):
         for o in outputs
         if "scrapbook" in o.get("metadata", {})
     }
-    assert "diffusion_steps_answer" in glued
+    assert "diffusion_steps_few_sentence" in glued
     assert not [name for name, value in glued.items() if "nan" in value]
     table = pd.read_csv(book / "results" / "diffusion_steps.csv")
     assert set(table.dataset) == {"sin_5_5", "helix"}

@@ -105,7 +105,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
 def _expected(runs) -> str:
     if runs is None or not runs.missing:
         return ""
-    return ", time unknown" if runs.expected is None else f", about {runs.expected / 60:.1f} core-minutes of training"
+    return f", about {runs.expected / 60:,.1f} core-minutes"
 
 
 @main.command()

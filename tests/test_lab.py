@@ -541,18 +541,25 @@ def test_a_process_that_is_killed_is_named_and_the_next_run_goes_on(cache):
 
 
 def test_what_jobs_should_take_is_told_by_the_pace_of_their_like(cache):
-    """Steps of the same network cost what they cost; those of an unknown one what any did."""
+    """Steps of the same network cost what they cost; those of an unknown one what their FLOP say, at this pace."""
     done = replace(SMALL, metrics=(), training=Training(n_steps=20, batch_size=64))
     other = replace(done, network={"name": "mlp", "hidden": [8]})
-    for config, seconds in ((done, 2.0), (other, 40.0)):
-        stores.default().put("train", stages.train_key(config), {"seconds": seconds, "steps": 20})
-    unknown = replace(done, network={"name": "mlp", "hidden": [32]})
+    unknown = replace(done, network={"name": "mlp", "hidden": [1_000, 1_000]})
     jobs = [
         [Run("x", replace(c, seed=1, training=Training(n_steps=100, batch_size=64)))] for c in (done, other, unknown)
     ]
     jobs.append([Run("law", limit(done, "law"))] * 3)
     every = [Run("x", done), Run("x", other), *(run for job in jobs for run in job)]
-    assert runner.expected(jobs, every) == pytest.approx([11.0, 201.0, 106.0, 3.0])
+    flops = {c: runner._step(config) for c, config in (("done", done), ("other", other), ("unknown", unknown))}
+    products = 2 * (4 * 1_000 + 1_000 * 1_000 + 1_000 * 3)
+    assert flops["unknown"] == pytest.approx(1e-3 + 3 * 64 * products / 1e11)
+    first = runner.expected(jobs, every)
+    assert first == pytest.approx([1 + 100 * flops["done"], 1 + 100 * flops["other"], 1 + 100 * flops["unknown"], 3.0])
+    for config, seconds in ((done, 2.0), (other, 2.0)):
+        stores.default().put("train", stages.train_key(config), {"seconds": seconds, "steps": 20})
+    slower = 0.5 * (0.1 / flops["done"] + 0.1 / flops["other"])
+    told = runner.expected(jobs, every)
+    assert told == pytest.approx([11.0, 11.0, 1 + 100 * slower * flops["unknown"], 3.0])
 
 
 def test_sampling_pictures_is_told_by_its_flop_and_guidance_doubles_it():

@@ -243,37 +243,50 @@ def _sampling(config: Experiment) -> float:
     return max(1.0, config.n_samples * nfe * flop(network) / 1e11)
 
 
+def _step(config: Experiment) -> float:
+    """Seconds that an optimiser step takes, on one core of 100 GFLOP a second: three passes, and a millisecond."""
+    network = NETWORKS.build(dict(config.network), shape=config.data.shape)
+    return 1e-3 + 3 * config.training.batch_size * flop(network) / 1e11
+
+
 def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None = None) -> list[float]:
-    """Seconds that each job should take on one core, by the pace of trainings that the store has.
+    """Seconds that each job should take on one core.
 
     A step costs what it cost, in the median, in trainings among `runs` of the same network on the same dataset in
-    batches of the same size; where there is none, what a step of any of them did. Sampling and scoring count as one
-    second a run, or what a network for pictures takes.
+    batches of the same size. Where there is none, it costs what its FLOP suggest, times the median of what steps did
+    cost over what theirs suggest. Sampling and scoring count as one second a run, or what a network for pictures takes.
 
     Args:
         jobs: see `missing`.
         runs: those whose trainings tell the pace.
         store: the default one if omitted.
     """
-    store, paces = store or stores.default(), {}
+    store, paces, guesses = store or stores.default(), {}, {}
 
     def kind(config: Experiment) -> str:
         return str((config.dataset, config.network, config.training.batch_size, config.training.precision))
 
+    def guess(config: Experiment) -> float:
+        if kind(config) not in guesses:
+            guesses[kind(config)] = _step(config)
+        return guesses[kind(config)]
+
     trainings = {}
     for run in runs:
         if run.config.denoiser == "network" and run.config.weights is None:
-            trainings.setdefault(stages.train_key(run.config), kind(run.config))
-    for key, of in trainings.items():
+            trainings.setdefault(stages.train_key(run.config), run.config)
+    for key, config in trainings.items():
         if (note := store.note("train", key)) is not None:
-            paces.setdefault(of, []).append(note["seconds"] / note["steps"])
-    usual = median([pace for found in paces.values() for pace in found] or [1e-3])
+            paces.setdefault(kind(config), []).append(note["seconds"] / note["steps"])
+            guess(config)
+    slower = median([pace / guesses[of] for of, found in paces.items() for pace in found] or [1.0])
     seconds = []
     for job in jobs:
         config, found = job[0].config, sum(_sampling(run.config) for run in job)
         if _untrained(config, store):
             steps = config.training.options(config.training.n_points or config.data.n_train).n_steps
-            found += steps * median(paces.get(kind(config), [usual]))
+            known = paces.get(kind(config))
+            found += steps * (median(known) if known else slower * guess(config))
         seconds.append(found)
     return seconds
 

@@ -16,7 +16,6 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -43,14 +42,13 @@ class Status:
         present: how many runs are there.
         missing: how many are not.
         seconds: what the trainings that are there took.
-        expected: what the missing trainings should take on one core, from the pace of those that are there; None if
-            none tells.
+        expected: seconds that the missing runs should take on one core, see `runner.expected`.
     """
 
     present: int
     missing: int
     seconds: float
-    expected: float | None
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -97,22 +95,14 @@ class Study:
     def status(self, store: Store | None = None) -> Status:
         """What is there, what is missing, and how long it took or should take."""
         store = store or stores.default()
-        todo = {id(run) for job in runner.missing(self.runs, store) for run in job}
-        pace, seconds, steps = [], 0.0, 0
-        seen = set()
+        jobs, trained = runner.missing(self.runs, store), {}
         for run in self.runs:
-            if run.config.denoiser != "network" or run.config.weights or (key := stages.train_key(run.config)) in seen:
-                continue
-            seen.add(key)
-            note = store.note("train", key)
-            if note is not None:
-                seconds += note["seconds"]
-                pace.append(note["seconds"] / note["steps"])
-            else:
-                options = run.config.training.options(run.config.training.n_points or run.config.data.n_train)
-                steps += options.n_steps
-        expected = None if steps and not pace else steps * median(pace or [0.0])
-        return Status(len(self.runs) - len(todo), len(todo), seconds, expected)
+            if run.config.denoiser == "network" and run.config.weights is None:
+                key = stages.train_key(run.config)
+                trained.setdefault(key, store.note("train", key))
+        seconds = sum(note["seconds"] for note in trained.values() if note is not None)
+        missing = sum(map(len, jobs))
+        return Status(len(self.runs) - missing, missing, seconds, sum(runner.expected(jobs, self.runs, store)))
 
 
 def names() -> list[str]:

@@ -6,6 +6,7 @@ next call computes what is missing, and a training goes on from its checkpoint.
 """
 
 import ctypes
+import json
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -34,6 +36,7 @@ from ddpmlab.lab.scores import SCORES
 from ddpmlab.lab.store import Store
 from ddpmlab.networks import NETWORKS, flop
 from ddpmlab.samplers import SAMPLERS
+from ddpmlab.schedules import SCHEDULES
 
 COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
@@ -231,11 +234,17 @@ def _untrained(config: Experiment, store: Store) -> bool:
     return needed and not store.has("train", stages.train_key(config))
 
 
+@cache  # many runs share few samplers
+def _nfe(described: str) -> int:
+    sampler, schedule = json.loads(described)
+    return SAMPLERS.build(sampler).nfe(SCHEDULES.build(schedule))
+
+
 def _sampling(config: Experiment) -> float:
     """Seconds that a run takes beside its training, on one core of 100 GFLOP a second; at least one."""
     if config.denoiser != "network":
         return 1.0
-    nfe = SAMPLERS.build(config.sampler).nfe(config.make_schedule()) * (2 if config.guidance not in (None, 1.0) else 1)
+    nfe = _nfe(json.dumps([config.sampler, config.schedule])) * (2 if config.guidance not in (None, 1.0) else 1)
     shape = config.data.shape
     if config.n_samples * nfe * math.prod(shape) < 1e7:  # points, whose networks are not worth building for this
         return 1.0

@@ -362,7 +362,6 @@ def compute(
         for r in runs for m in r.config.metrics if SCORES[m].calibrated
     }  # fmt: skip
     references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
-    own = executor is None
     futures: dict[Future, list[Run]] = {}
     seconds: dict[Future, float] = {}
     failed: list[tuple[list[Run], Exception]] = []
@@ -394,10 +393,11 @@ def compute(
                 bar.set_postfix_str(f"{count} of {len(futures)} jobs", refresh=False)
                 bar.update(seconds.get(future, 1.0))
     except BaseException:
-        for future in futures:
-            future.cancel()
-        if own and executor is not None:
+        if executor in _pools.values():  # it ends with its jobs, and stumbles over one that was cancelled before
             stop(executor)
+        else:
+            for future in futures:
+                future.cancel()
         raise
     return failed
 

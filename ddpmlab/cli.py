@@ -105,7 +105,7 @@ def _run(project, studies, profile, overrides, force, where, into=None, dry_run=
 def _expected(runs) -> str:
     if runs is None or not runs.missing:
         return ""
-    return f", about {runs.expected / 60:,.1f} core-minutes"
+    return f", about {max(0.1, runs.expected / 60):,.1f} core-minutes"
 
 
 @main.command()

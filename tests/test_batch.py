@@ -208,9 +208,9 @@ def test_a_notebook_that_fails_takes_no_other_with_it_and_a_second_run_does_what
 @pytest.mark.slow
 def test_a_training_past_its_studys_time_limit_leaves_the_last_good_page(project):
     (project / "notebooks" / "studies.yml").write_text("tiny: {full: {}, time_limit: 2}\npictures: {full: {}}\n")
-    _, err = run(project, "tiny", "-p", "n_steps", "1000000000").communicate(timeout=300)
+    _, err = run(project, "tiny", "-p", "n_steps", "1000000000", "-p", "n_seeds", "1").communicate(timeout=300)
     assert STARTED[-1].returncode == 1
-    assert "run 'a' of helix, seed 0 ran past its study's time_limit of 2 s" in err
+    assert "run 'a' of helix, seed 0 trained for longer than its study's time_limit, 2 s" in err
     assert page(project) == "the last good page"
 
 

@@ -1,5 +1,6 @@
 """Experiments: configs, stages, and many runs side by side."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 from processes import checkpointed, children, running, wait_for
 
-from ddpmlab import registry
+from ddpmlab import networks, registry
 from ddpmlab.lab import (
     COLUMNS,
     Experiment,
@@ -586,18 +587,49 @@ def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
         pool(0)
 
 
-def test_a_run_past_its_time_limit_is_named_and_the_others_go_on(cache):
-    """In a thread that is not the main one, as a worker of Dask has it."""
+def test_a_training_past_its_time_limit_is_named_once_and_the_others_go_on(cache):
+    """Also where an executor tries again what raises, as Dask's does."""
+    tried = []
+
+    class Retrying(ThreadPoolExecutor):
+        def submit(self, function, payload):
+            def work():
+                for _ in range(3):
+                    tried.append(payload)
+                    with contextlib.suppress(Exception):
+                        return function(payload)
+
+            return super().submit(work)
+
     brief, endless = (Run(str(n), replace(SMALL, training=Training(n_steps=n, batch_size=16))) for n in (10, 10**9))
-    with ThreadPoolExecutor(1) as executor:
-        failed = runner.compute(
-            [brief, endless], executor, go_on=True, time_limit=lambda run: 3.0 if run is endless else 600.0
+    with Retrying(1) as executor:
+        ((job, error),) = runner.compute(
+            [brief, endless], executor, go_on=True, time_limit=lambda run: 0.5 if run is endless else 600.0
         )
-    ((job, error),) = failed
-    assert [run.variant for run in job] == [str(10**9)]
-    assert str(error).startswith("run '1000000000' of helix, seed 0 ran past its study's time_limit of 3 s")
+    assert job == [endless]
+    assert str(error).startswith("run '1000000000' of helix, seed 0 trained for longer than its study's time_limit, ")
+    assert len(tried) == 2
     assert runner.missing([brief]) == []
-    assert list((cache / "checkpoints").iterdir())  # where a second run goes on
+
+
+def test_an_estimate_takes_any_network_and_leaves_the_callers_generator_alone(cache):
+    class NoSinglePoint(networks.MLP):
+        def forward(self, x, c, label=None):
+            assert len(x) > 1
+            return super().forward(x, c, label)
+
+    networks.NETWORKS.register("no single point")(NoSinglePoint)
+    try:
+        configs = [replace(SMALL, network={"name": name}) for name in ("no single point", "mlp")]
+        torch.manual_seed(0)
+        expected = runner.expected([[Run("x", config)] for config in configs], [])
+        drawn = torch.rand(1)
+        torch.manual_seed(0)
+        assert drawn == torch.rand(1)
+        assert expected[0] == pytest.approx(1 + 200 * 1e-3)
+        assert expected[1] > expected[0]
+    finally:
+        del networks.NETWORKS._factories["no single point"]
 
 
 def test_long_jobs_go_first_and_equal_ones_seed_by_seed(tmp_path):

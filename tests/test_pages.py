@@ -366,6 +366,13 @@ def test_the_manifest_names_notebooks_and_their_parameters():
             project.study(study, project.parameters(study, profile))
 
 
+@pytest.mark.parametrize("limit", [0, -1, "6h", True])
+def test_a_time_limit_that_is_no_number_of_seconds_is_refused(project, limit):
+    (project.notebooks / "studies.yml").write_text(f"tiny: {{full: {{}}, time_limit: {json.dumps(limit)}}}")
+    with pytest.raises(ValueError, match=f"tiny has time_limit = {limit!r}; give seconds above 0"):
+        project.manifest()
+
+
 def test_the_notebooks_use_public_names_alone():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")

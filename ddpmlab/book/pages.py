@@ -95,6 +95,9 @@ class Project:
                 raise ValueError(
                     f"studies.yml: {study} has {sorted(entry)}; need full, and may have colab, time_limit, needs"
                 )
+            limit = entry.get("time_limit", TIME_LIMIT)
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
+                raise ValueError(f"studies.yml: {study} has time_limit = {limit!r}; give seconds above 0")
             if not (self.notebooks / f"{study}.ipynb").exists():
                 raise ValueError(f"studies.yml: {study} has no notebook {study}.ipynb in {self.notebooks}")
         return manifest
@@ -227,7 +230,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def time_limit(project: Project, study: str) -> float:
-    """Seconds that a study's notebook may take, and each of its trainings with all that is scored on it."""
+    """Seconds that a study's notebook may take, and each of its trainings."""
     return project.manifest()[study].get("time_limit", TIME_LIMIT)
 
 

@@ -5,8 +5,6 @@ results lie in the store. So an executor may be a pool of this machine's cores o
 next call computes what is missing, and a training goes on from its checkpoint.
 """
 
-import ctypes
-import json
 import math
 import os
 import signal
@@ -15,9 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from statistics import median
 from typing import Any
 
@@ -36,7 +32,7 @@ from ddpmlab.lab.scores import SCORES
 from ddpmlab.lab.store import Store
 from ddpmlab.networks import NETWORKS, flop
 from ddpmlab.samplers import SAMPLERS
-from ddpmlab.schedules import SCHEDULES
+from ddpmlab.training import build_seeded
 
 COLUMNS = (
     *("study", "dataset", "variant", "seed", "metric", "n"),
@@ -54,6 +50,10 @@ _AGAIN = "what was finished is kept, and trainings go on from their checkpoints:
 
 class RunError(RuntimeError):
     """A run failed; the message names it and the cause."""
+
+
+class _OutOfTime(Exception):
+    pass
 
 
 @dataclass(frozen=True)
@@ -147,59 +147,38 @@ def _is_of_files(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, SafetensorError) and "os error" in str(error))
 
 
-class _OutOfTime(BaseException):  # no `except Exception` on the way is meant to see it
-    pass
+def _work(payload: bytes) -> RunError | None:
+    """What a worker does: train once, then sample and score every run of the job, all into the store.
 
-
-@contextmanager
-def _at_most(seconds: float | None) -> Iterator[None]:
-    """Raise `_OutOfTime` in this thread after so many seconds.
-
-    In a worker of Dask that is not the main thread, so a signal would not do. What waits outside Python is interrupted
-    when it returns there.
+    It returns the error of a training that took too long, as an executor may try again what raises.
     """
-    thread, lock, done = threading.get_ident(), threading.Lock(), False
-
-    def end():
-        with lock:
-            if not done:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OutOfTime))
-
-    timer = threading.Timer(min(seconds or 0.0, threading.TIMEOUT_MAX), end)
-    timer.daemon = True
-    if seconds is not None:
-        timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            done = True
-        timer.cancel()
-
-
-def _work(payload: bytes) -> None:
-    """What a worker does: train once, then sample and score every run of the job, all into the store."""
     url, parts, runs, reference, limit = cloudpickle.loads(payload)
     registry.register_again(parts)
-    store, threads = Store(url), torch.get_num_threads()
+    store, threads, start = Store(url), torch.get_num_threads(), time.monotonic()
     torch.set_num_threads(1)
+
+    def in_time(step: int) -> None:
+        if limit is not None and time.monotonic() - start > limit:
+            raise _OutOfTime
+
     try:
         if reference is not None:
             stages.references(*reference, store)
-        with _at_most(limit):
-            for run in runs:
-                try:
-                    stages.score(run.config, run.step, store)
-                except Exception as error:
-                    if _is_of_files(error):  # a full disk: where in the code it was tells nothing
-                        raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None
-                    trace = "".join(traceback.format_exception(error)[-4:])
-                    raise RunError(f"run {_named(run)} failed: {type(error).__name__}: {error}\n{trace}") from None
-    except _OutOfTime:
-        raise RunError(
-            f"run {_named(run)} ran past its study's time_limit of {limit:g} s, which {len(runs)} runs of one training "
-            f"share; {_AGAIN}, or raise the limit in studies.yml"
-        ) from None
+        for run in runs:
+            try:
+                if _untrained(run.config, store):
+                    stages.train(run.config, store, on_step=in_time)
+                stages.score(run.config, run.step, store)
+            except _OutOfTime:
+                return RunError(
+                    f"run {_named(run)} trained for longer than its study's time_limit, {limit:,.0f} s; {_AGAIN}, or "
+                    "raise the limit in studies.yml"
+                )
+            except Exception as error:
+                if _is_of_files(error):  # a full disk: where in the code it was tells nothing
+                    raise RunError(f"run {_named(run)} failed: {error}; the store is {url}") from None
+                trace = "".join(traceback.format_exception(error)[-4:])
+                raise RunError(f"run {_named(run)} failed: {type(error).__name__}: {error}\n{trace}") from None
     except OSError as error:
         raise RunError(f"floors and ceilings failed: {error}; the store is {url}") from None
     finally:
@@ -234,28 +213,36 @@ def _untrained(config: Experiment, store: Store) -> bool:
     return needed and not store.has("train", stages.train_key(config))
 
 
-@cache  # many runs share few samplers
-def _nfe(described: str) -> int:
-    sampler, schedule = json.loads(described)
-    return SAMPLERS.build(sampler).nfe(SCHEDULES.build(schedule))
+def _flop(config: Experiment) -> int:
+    network = build_seeded(lambda: NETWORKS.build(dict(config.network), shape=config.data.shape), 0)
+    return flop(network.eval())
+
+
+_nfe: dict[str, int] = {}  # many runs share few samplers, whose steps are counted one by one
 
 
 def _sampling(config: Experiment) -> float:
     """Seconds that a run takes beside its training, on one core of 100 GFLOP a second; at least one."""
     if config.denoiser != "network":
         return 1.0
-    nfe = _nfe(json.dumps([config.sampler, config.schedule])) * (2 if config.guidance not in (None, 1.0) else 1)
-    shape = config.data.shape
-    if config.n_samples * nfe * math.prod(shape) < 1e7:  # points, whose networks are not worth building for this
+    key = str((config.sampler, config.schedule))
+    if key not in _nfe:
+        _nfe[key] = SAMPLERS.build(config.sampler).nfe(config.make_schedule())
+    nfe = _nfe[key] * (2 if config.guidance not in (None, 1.0) else 1)
+    if config.n_samples * nfe * math.prod(config.data.shape) < 1e7:  # points, whose networks are not worth building
         return 1.0
-    network = NETWORKS.build(dict(config.network), shape=shape)
-    return max(1.0, config.n_samples * nfe * flop(network) / 1e11)
+    return max(1.0, config.n_samples * nfe * _flop(config) / 1e11)
 
 
 def _step(config: Experiment) -> float:
-    """Seconds that an optimiser step takes, on one core of 100 GFLOP a second: three passes, and a millisecond."""
-    network = NETWORKS.build(dict(config.network), shape=config.data.shape)
-    return 1e-3 + 3 * config.training.batch_size * flop(network) / 1e11
+    """Seconds that an optimiser step takes, on one core of 100 GFLOP a second: three passes, and a millisecond.
+
+    A millisecond alone for a network that does not take a single point.
+    """
+    try:
+        return 1e-3 + 3 * config.training.batch_size * _flop(config) / 1e11
+    except Exception:
+        return 1e-3
 
 
 def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None = None) -> list[float]:
@@ -286,15 +273,18 @@ def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None
             trainings.setdefault(stages.train_key(run.config), run.config)
     for key, config in trainings.items():
         if (note := store.note("train", key)) is not None:
-            paces.setdefault(kind(config), []).append(note["seconds"] / note["steps"])
-            guess(config)
-    slower = median([pace / guesses[of] for of, found in paces.items() for pace in found] or [1.0])
+            paces.setdefault(kind(config), []).append((note["seconds"] / note["steps"], config))
+    jobs = list(jobs)
+    waiting = [_untrained(job[0].config, store) for job in jobs]
+    slower = 1.0
+    if any(waits and kind(job[0].config) not in paces for job, waits in zip(jobs, waiting, strict=True)):
+        slower = median([pace / guess(config) for found in paces.values() for pace, config in found] or [1.0])
     seconds = []
-    for job in jobs:
+    for job, waits in zip(jobs, waiting, strict=True):
         config, found = job[0].config, sum(_sampling(run.config) for run in job)
-        if _untrained(config, store):
+        if waits:
             steps = config.training.options(config.training.n_points or config.data.n_train).n_steps
-            known = paces.get(kind(config))
+            known = [pace for pace, _ in paces.get(kind(config), [])]
             found += steps * (median(known) if known else slower * guess(config))
         seconds.append(found)
     return seconds
@@ -342,7 +332,7 @@ def compute(
         progress: show a text progress bar.
         title: its name.
         go_on: after a failure compute the others all the same, and return the failures.
-        time_limit: seconds that a run may take, together with those that share its training; no limit if omitted.
+        time_limit: seconds that a run may train; no limit if omitted.
 
     Returns:
         Jobs that failed, each with its error; none without `go_on`.
@@ -362,6 +352,7 @@ def compute(
         for r in runs for m in r.config.metrics if SCORES[m].calibrated
     }  # fmt: skip
     references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
+    own = executor is None
     futures: dict[Future, list[Run]] = {}
     seconds: dict[Future, float] = {}
     failed: list[tuple[list[Run], Exception]] = []
@@ -383,7 +374,8 @@ def compute(
         with tqdm(total=total, desc=title, disable=not progress, mininterval=1.0, bar_format=form) as bar:
             for count, future in enumerate(_as_done(futures, executor), 1):
                 try:
-                    future.result()
+                    if (late := future.result()) is not None:
+                        raise late
                 except Exception as error:
                     if isinstance(error, BrokenExecutor):
                         error = RunError(f"a process was killed, perhaps for want of memory; {_AGAIN}")
@@ -392,9 +384,9 @@ def compute(
                     failed.append((futures[future], error))
                 bar.set_postfix_str(f"{count} of {len(futures)} jobs", refresh=False)
                 bar.update(seconds.get(future, 1.0))
-    except BaseException:
-        if executor in _pools.values():  # it ends with its jobs, and stumbles over one that was cancelled before
-            stop(executor)
+    except BaseException as error:
+        if executor in _pools.values() and (own or not isinstance(error, Exception)):
+            stop(executor)  # with its jobs; it stumbles over one that was cancelled before
         else:
             for future in futures:
                 future.cancel()

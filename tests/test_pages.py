@@ -367,7 +367,8 @@ def test_the_manifest_names_notebooks_and_their_parameters():
 
 
 @pytest.mark.parametrize("limit", [0, -1, "6h", True])
-def test_a_time_limit_that_is_no_number_of_seconds_is_refused(project, limit):
+def test_a_time_limit_that_is_no_number_of_seconds_is_refused(notebooks, limit):
+    project = notebooks(TABLE)
     (project.notebooks / "studies.yml").write_text(f"tiny: {{full: {{}}, time_limit: {json.dumps(limit)}}}")
     with pytest.raises(ValueError, match=f"tiny has time_limit = {limit!r}; give seconds above 0"):
         project.manifest()

@@ -608,7 +608,7 @@ def test_a_training_past_its_time_limit_is_named_once_and_the_others_go_on(cache
         )
     assert job == [endless]
     assert str(error).startswith("run '1000000000' of helix, seed 0 trained for longer than its study's time_limit, ")
-    assert len(tried) == 2
+    assert len(tried) == len(set(tried)), [cloudpickle.loads(p)[2:] for p in tried]
     assert runner.missing([brief]) == []
 
 

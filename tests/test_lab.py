@@ -18,7 +18,7 @@ import pytest
 import torch
 from processes import checkpointed, children, running, wait_for
 
-from ddpmlab import networks, registry
+from ddpmlab import cli, networks, registry, studies
 from ddpmlab.lab import (
     COLUMNS,
     Experiment,
@@ -585,6 +585,31 @@ def test_pools_of_two_sizes_live_side_by_side_and_refuse_none():
     assert pool(1).submit(np.sqrt, 4.0).result() == 2.0
     with pytest.raises(ValueError, match="workers = 0; need at least 1"):
         pool(0)
+
+
+def test_a_failed_run_leaves_its_callers_pool_alone(cache):
+    mine = pool(1)
+    with pytest.raises(RunError, match="NonFiniteLossError"):
+        compute([Run("lr", replace(SMALL, training=Training(n_steps=150, learning_rate=1e30)))], mine, progress=False)
+    assert pool(1) is mine
+    assert mine.submit(divmod, 7, 2).result() == (3, 1)
+
+
+def test_a_studys_status_and_the_command_line_tell_what_its_missing_runs_should_take(cache):
+    training = Training(n_steps=100, batch_size=64)
+    runs = over_seeds([Run("a", replace(SMALL, metrics=(), training=training))], range(2))
+    study = studies.Study("x", {}, runs)
+    first = study.status()
+    assert (first.present, first.missing) == (0, 2)
+    assert first.expected == pytest.approx(2 * (1 + 100 * runner._step(runs[0].config)))
+    score(runs[0].config)
+    second = study.status()
+    assert (second.present, second.missing) == (1, 1)
+    assert second.expected == pytest.approx(1 + second.seconds)  # the pace of the training that is there
+    score(runs[1].config)
+    assert study.status().expected == 0
+    assert cli._expected(studies.Status(0, 2, 0.0, 5_400.0)) == ", about 90.0 core-minutes"
+    assert cli._expected(study.status()) == ""
 
 
 def test_a_training_past_its_time_limit_is_named_once_and_the_others_go_on(cache):

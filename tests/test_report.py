@@ -113,6 +113,6 @@ def test_a_table_of_claims_is_one_that_styles_know(tmp_path):
 
 def test_columns_of_numbers_are_set_flush_right_and_words_flush_left():
     table = pd.DataFrame({"law": ["helix", "surface"], "n": [1, 2], "KL": ["−0.1 (−0.2 to 0.1)", "< 0.1"],
-                          "what": ["a flaw", "1 flaw"], "value": [1.5, None]})  # fmt: skip
+                          "what": ["1 flaw", "2 EMA; 4 larger"], "value": [1.5, None]})  # fmt: skip
     styles = [s["selector"] for s in report.show(table).table_styles if "right" in str(s["props"])]
     assert styles == ["th.col1, td.col1", "th.col2, td.col2", "th.col4, td.col4"]

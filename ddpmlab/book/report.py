@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
@@ -301,14 +302,17 @@ def show(table: pd.DataFrame, digits: int = 2):
         table = table.rename_axis(columns=None).reset_index()
     styles = [{"selector": "th, td", "props": "text-align: left"}]
     for i in range(1, table.shape[1]):
-        if all(_begins_like_a_number(value) for value in table.iloc[:, i]):
+        if all(_is_measured(value) for value in table.iloc[:, i]):
             styles.append({"selector": f"th.col{i}, td.col{i}", "props": "text-align: right"})
     return table.style.hide(axis="index").format(precision=digits, thousands=",", na_rep="–").set_table_styles(styles)
 
 
-def _begins_like_a_number(value: Any) -> bool:
-    text = str(value).lstrip()
-    return text[:1].isdigit() or text[:1] in ("-", "\N{MINUS SIGN}", "–", "<", "") or text in ("nan", "None", "<NA>")
+def _is_measured(value: Any) -> bool:
+    """A number with what may stand by it, such as ± or an interval; "2 EMA; 4 larger MLP" only begins with one."""
+    text = str(value).strip()
+    if text in ("", "nan", "None", "<NA>"):
+        return True
+    return bool(re.match(r"[\d<–\-\N{MINUS SIGN}]", text)) and not re.search(r"[^\W\d_]{3}", text)
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

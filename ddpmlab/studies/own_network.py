@@ -74,7 +74,6 @@ def own_network(
     schedules: list[str],
     epochs: list[int],
     n_seeds: int,
-    n_few_seeds: int,
     n_samples: int = 5_000,
     nll: str = "course_nll",
 ) -> Iterator[Run]:
@@ -84,16 +83,15 @@ def own_network(
         steps, pairs, schedules: rows of tables 5, 8 (on the surface) and 7.
         control_steps: rows of table 5 with a linear output and no time input.
         epochs: rows of table 1; all other tables are trained for the first.
-        n_seeds: of tables 5 and 8 with the time as an input and a ReLU behind the output.
-        n_few_seeds: of everything else.
+        n_seeds: of every row and network.
         n_samples: points of every network.
         nll: the course's negative log-likelihood, at the size that is wanted.
     """
     usual, long = Training(epochs=epochs[0]), Training(epochs=max(epochs), keep_epochs=tuple(epochs))
     for title, time in TIMES.items():
-        many, few = [], []
+        runs = []
 
-        def add(runs, table, row, law, output="relu", hidden=MODELS[-1], training=usual, step=None, **changes):
+        def add(table, row, law, output="relu", hidden=MODELS[-1], training=usual, step=None, **changes):
             own = network(time, output, hidden)  # noqa: B023
             config = recipes.homework(law, network=own, training=training, n_samples=n_samples, **changes)
             behind = next(name for name, value in OUTPUTS.items() if value == output)
@@ -103,18 +101,17 @@ def own_network(
         for law in HOMEWORK_LAWS:
             for (table, row), part in chains(steps, pairs if law == "sin_5_5" else [], schedules).items():
                 if table == 7:
-                    add(few, table, row, law, schedule=part, metrics=("emd_128", nll))
+                    add(table, row, law, schedule=part, metrics=("emd_128", nll))
                 else:
-                    add(many, table, row, law, schedule=part)
+                    add(table, row, law, schedule=part)
                     if time == "scalar" or part.get("n_steps") in control_steps:
-                        add(few, table, row, law, output=None, schedule=part)
+                        add(table, row, law, output=None, schedule=part)
             for i, hidden in enumerate(MODELS, 1):
-                add(few, 3, f"model={i}", law, hidden=hidden)
+                add(3, f"model={i}", law, hidden=hidden)
         for law in HOMEWORK_LAWS:
             n_points = recipes.homework(law).data.n_train
             for output in ("relu", None) if time == "scalar" else ("relu",):
                 for e in epochs:
                     step = long.step_of(e, n_points)
-                    add(few, 1, f"epochs={e}", law, output=output, training=long, step=step)
-        yield from over_seeds(many, range(n_seeds if time == "scalar" else n_few_seeds))
-        yield from over_seeds(few, range(n_few_seeds))
+                    add(1, f"epochs={e}", law, output=output, training=long, step=step)
+        yield from over_seeds(runs, range(n_seeds))

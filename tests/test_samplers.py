@@ -329,7 +329,7 @@ def test_sampling_repeats_and_trajectories_are_what_is_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n"), [("sin_5_5", 4_000), ("helix", 10_000), ("two_moons", 10_000)])
+@pytest.mark.parametrize(("name", "n"), [("sin_5_5", 2_000), ("helix", 10_000), ("two_moons", 10_000)])
 def test_exact_denoiser_sampling_at_64_evaluations_passes_a_two_sample_test(name, n):
     """Energy distance, 199 permutations; the same test rejects pure noise. The surface's quadrature is dear."""
     law = data.make(name).standardised()

@@ -87,6 +87,7 @@ SQUEEZED = """() => [...document.querySelectorAll("article td, article th")]
   .map((cell) => cell.innerText.trim().slice(0, 40))"""
 STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"
 OWN = ("asks for: file:", "asks for: data:", "asks for: blob:")
+LONGEST = "api/library.html"
 AXE = {"preload": False, "resultTypes": ["violations", "incomplete"]}
 
 
@@ -127,7 +128,9 @@ def test_no_page_says_anything_asks_outside_or_shuts_a_reader_out(site, chromium
             if wide > 1:
                 faults.append(f"{name} at {width}: {wide} px wider than its window")
             faults += [f"{name} at {width}: no room for {text!r}" for text in tab.evaluate(SQUEEZED)]
-            if width == 1280:  # narrow is the same page with the same names; dark differs in its colours
+            # narrow is the same page with the same names; dark differs in its colours, and the longest page's entries
+            # have those of api/lab
+            if width == 1280 and (scheme == "light" or name != LONGEST):
                 options = AXE if scheme == "light" else AXE | {"runOnly": ["color-contrast"]}
                 answer = axe.run(tab, options=options).response
                 faults += [f"{name} {scheme}: invisible: {node['html'][:160]}" for node in invisible(answer)[:1]]

@@ -693,3 +693,18 @@ def test_a_part_that_cannot_be_hashed_is_made_like_any_other():
         assert parts.spelt_out({"name": "own"}) == {"name": "own", "step": 1}
     finally:
         del registry.Registry._all["test part"]
+
+
+def test_every_row_of_the_reports_own_network_has_every_seed():
+    study = studies.make(
+        "own_network", steps=[10, 50], control_steps=[10], pairs=[(0.0128, 1e-5)], schedules=["linear"], epochs=[1, 2],
+        n_seeds=3,
+    )  # fmt: skip
+    seeds = {}
+    for run in study.runs:
+        seeds.setdefault((run.config.dataset["name"], run.variant), []).append(run.config.seed)
+    assert {tuple(sorted(found)) for found in seeds.values()} == {(0, 1, 2)}
+    tables = {(run.factors["table"], run.factors["input"], run.factors["output"]) for run in study.runs}
+    both = ("time as an input", "no time input")
+    assert {(t, i, "ReLU behind the output") for t in (1, 3, 5, 7, 8) for i in both} <= tables
+    assert {(t, both[0], "linear output") for t in (1, 5, 8)} <= tables

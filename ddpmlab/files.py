@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,14 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints in a folder; empty where there is no git, no checkout, or no answer."""
+    if shutil.which("git") is None:
+        return ""
+    answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def read_header(raw: bytes) -> dict[str, str]:

@@ -460,6 +460,24 @@ def test_published_values_stand_beside_ours():
     assert shown.index[-2:].tolist() == ["floor (real against real)", "ceiling (pure noise)"]
 
 
+def test_a_page_names_the_commit_and_says_where_there_is_none(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    (project.notebooks).mkdir()
+    assert project.commit() == "unknown"  # no checkout
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    (project.notebooks / "a").write_text("1")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "one")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    clean = project.commit()
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (project.root / "elsewhere").write_text("1")
+    assert project.commit() == clean
+    (project.notebooks / "a").write_text("2")
+    assert project.commit() == f"{clean}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert project.commit() == "unknown"  # as in an image without git
+
+
 def test_committed_pages_are_full_profile_clean_and_complete():
     manifest = Project(ROOT).manifest()
     provenance = json.loads((ROOT / "book" / "results" / "provenance.json").read_text())

@@ -10,7 +10,6 @@ the branch `gh-pages`, which is where the badges point.
 import html
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import nbformat
 
 from ddpmlab.book.pages import Project
+from ddpmlab.files import git
 
 BRANCH = "gh-pages"
 FOLDER = "colab"
@@ -49,10 +49,9 @@ def repository(root: Path) -> str | None:
     named = os.environ.get("GITHUB_REPOSITORY")
     if named and re.fullmatch(r"[\w.-]+/[\w.-]+", named):
         return named
-    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", answer.stdout.strip())
-    return found[1] if answer.returncode == 0 and found else None
+    origin = git(root, "remote", "get-url", "origin")
+    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", origin)
+    return found[1] if found else None
 
 
 def package_at(repository: str, ref: str) -> str:
@@ -96,8 +95,7 @@ def links(repository: str | None, study: str, ref: str) -> str:
 
 
 def _ref(root: Path) -> str:
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return answer.stdout.strip() if answer.returncode == 0 else "main"
+    return git(root, "rev-parse", "HEAD") or "main"
 
 
 def _root(app) -> Path:

@@ -31,7 +31,7 @@ import yaml
 from ddpmlab import studies
 from ddpmlab.book import cost
 from ddpmlab.data import DataUnavailable, FashionMNIST, fashion_mnist
-from ddpmlab.files import atomic
+from ddpmlab.files import atomic, git
 from ddpmlab.lab import source, stages
 from ddpmlab.lab import store as stores
 
@@ -162,14 +162,8 @@ class Project:
 
     def commit(self) -> str:
         """The commit of the checkout, `-dirty` if code or templates (not pages) differ from it."""
-
-        def git(*arguments: str) -> str:
-            command = ["git", "-C", str(self.root), *arguments]
-            answer = subprocess.run(command, capture_output=True, text=True)
-            return answer.stdout.strip() if answer.returncode == 0 else ""
-
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--", "ddpmlab", "notebooks")
+        commit = git(self.root, "rev-parse", "--short=12", "HEAD")
+        changed = git(self.root, "status", "--porcelain", "--", "ddpmlab", "notebooks")
         return (commit or "unknown") + ("-dirty" if commit and changed else "")
 
 

@@ -29,7 +29,6 @@ import pkgutil
 import posixpath
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from html import escape, unescape
@@ -50,6 +49,7 @@ from sphinx.util.nodes import make_refnode
 
 from ddpmlab.book.plotting import LAW_TITLES
 from ddpmlab.book.report import VERDICTS, interval, measured_text, number
+from ddpmlab.files import git
 from ddpmlab.registry import names_of
 
 log = logging.getLogger(__name__)
@@ -251,9 +251,7 @@ class MeasuredRole(_FromBook, SphinxRole):
 
 def built(book: Path) -> dict[str, str]:
     """Version of the package, and commit and date of the project that the book is built from."""
-    command = ["git", "-C", str(book), "log", "-1", "--format=%h %cs"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    commit, _, date = answer.stdout.strip().partition(" ")
+    commit, _, date = git(book, "log", "-1", "--format=%h %cs").partition(" ")
     return {"version": version("ddpmlab"), "commit": commit or "unknown", "date": date or "an unknown date"}
 
 

@@ -5,7 +5,6 @@ float32) and written to `ddpmlab/weights/explorer/` with its config, seed, steps
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 
 from ddpmlab.explorer import export
-from ddpmlab.files import atomic
+from ddpmlab.files import atomic, git
 from ddpmlab.lab import Experiment, Training, recipes
 from ddpmlab.studies import two_moons
 from ddpmlab.training import fit
@@ -86,9 +85,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
+    return git(Path(__file__).parent, "rev-parse", "--short", "HEAD") or "unknown"
 
 
 def train(name: str, folder: Path = export.WEIGHTS) -> list[Path]:

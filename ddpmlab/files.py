@@ -1,4 +1,7 @@
-"""Files that are never half-written: write under a temporary name, then move into place; and read in one piece."""
+"""Files that are never half-written: write under a temporary name, then move into place; and read in one piece.
+
+And what git knows of the folder they lie in.
+"""
 
 import json
 import os

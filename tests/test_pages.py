@@ -20,6 +20,7 @@ from conftest import ROOT
 from ddpmlab.book import batch, pages, report
 from ddpmlab.book.pages import Project, StudyError
 from ddpmlab.cli import main, value_of
+from ddpmlab.files import git
 from ddpmlab.lab import COLUMNS
 from ddpmlab.schedules import SCHEDULES
 
@@ -467,6 +468,8 @@ def test_a_page_names_the_commit_and_says_where_there_is_none(tmp_path, monkeypa
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     (project.notebooks / "a").write_text("1")
     for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "one")):
+        # before the first commit git fails, and yet prints a name
+        assert (project.commit(), git(tmp_path, "rev-parse", "HEAD")) == ("unknown", "")
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     clean = project.commit()
     assert re.fullmatch("[0-9a-f]{12}", clean)

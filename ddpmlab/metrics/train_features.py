@@ -3,7 +3,6 @@
 import json
 import math
 import operator
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from ddpmlab import data
-from ddpmlab.files import atomic
+from ddpmlab.files import atomic, git
 from ddpmlab.metrics.images import WEIGHTS, FeatureNetwork, pixels
 
 LEAST_ACCURACY = 0.92
@@ -20,14 +19,8 @@ LEAST_ACCURACY = 0.92
 
 def _commit() -> str:
     folder = Path(__file__).parent
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "-uno", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    commit, changed = git(folder, "rev-parse", "HEAD"), git(folder, "status", "--porcelain", "-uno", ".")
+    return (commit or "unknown") + ("-dirty" if changed else "")
 
 
 def train_features(

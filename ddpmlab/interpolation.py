@@ -727,6 +727,7 @@ def measure_paths(
     - `monotone`: 1 where no step falls by more than half a row of one side and the path rises by half of
       :math:`L_b - L_a` at least;
     - `reading`, `hit`: :math:`L_{k^\ast}`, and whether it lies within 0.1 of what is wanted;
+    - `hit_even`: whether it does so with both sides within 0.2 of each other;
     - `ghost`, `ghost_inside`: ghost index of :math:`k^\ast`, and whether it lies in `band`;
     - `answer`: 1 where *any* frame reads 3/4 within 0.1, with both sides within 0.2 of each other and no ghost;
     - `identity`: torso distance of :math:`k^\ast` to the nearer end; `ends_apart`: between the ends;
@@ -762,12 +763,14 @@ def measure_paths(
     even = (sides[..., 0] - sides[..., 1]).abs() <= 2 * TOLERANCE
     rise = lengths[:, -1] - lengths[:, 0]
     monotone = (lengths.diff(dim=1) >= -_SLACK).all(1) & (rise >= (ends[1] - ends[0]) / 2)
+    hit = (reading - wanted[row, at]).abs() <= TOLERANCE
     apart = torch.minimum(sleeves.torso_distance(here, first), sleeves.torso_distance(here, last))
     values = {
         "spearman": torch.tensor([_spearman(weights.numpy(), path.numpy()) for path in lengths]),
         "monotone": monotone,
         "reading": reading,
-        "hit": (reading - wanted[row, at]).abs() <= TOLERANCE,
+        "hit": hit,
+        "hit_even": hit & even[row, at],
         "ghost": ghost,
         "ghost_inside": inside[row, at],
         "answer": (near & even & inside).any(1),

@@ -307,11 +307,11 @@ def test_evaluations_are_counted():
 # -- Measures ----------------------------------------------------------------------------------------------------------
 
 
-def garment(length, brightness=0.6, sleeve=1.0):
+def garment(length, brightness=0.6, sleeve=1.0, other=None):
     picture = torch.zeros(1, 28, 28)
     picture[:, 2:26, 8:20] = brightness
-    for columns in (slice(3, 7), slice(21, 25)):
-        picture[:, 2 : 2 + round(24 * length), columns] = brightness * sleeve
+    for columns, side in ((slice(3, 7), length), (slice(21, 25), length if other is None else other)):
+        picture[:, 2 : 2 + round(24 * side), columns] = brightness * sleeve
     return picture
 
 
@@ -330,12 +330,15 @@ def test_measures_of_a_perfect_path():
     assert found["ghost"] == pytest.approx(1)
     assert (found["error_first"], found["error_last"], found["identity"]) == (0, 0, 0)
     assert found["nearest"] == pytest.approx(0.1, rel=1e-4)
+    assert found["hit_even"] == 1
+    uneven = measured([*frames[:2], garment(0.5, other=1.0), *frames[3:]])  # three quarters on average alone
+    assert (uneven["hit"], uneven["hit_even"], uneven["answer"]) == (1, 0, 0)
 
 
 def test_measures_of_an_average_and_of_a_path_that_falls():
     average = [torch.lerp(garment(0.5), garment(1.0), k / 4) for k in range(5)]
     found = measured(average)
-    assert (found["hit"], found["answer"]) == (0, 0)  # half or full, never between
+    assert (found["hit"], found["hit_even"], found["answer"]) == (0, 0, 0)  # half or full, never between
     assert found["ghost"] == pytest.approx((3 * 1 + 6 * 0.5 + 3 * 0.5) / 12, abs=0.2)
     falling = [garment(length) for length in (0.5, 0.75, 0.6, 0.9, 1.0)]
     assert measured(falling)["monotone"] == 0

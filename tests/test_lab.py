@@ -18,7 +18,8 @@ import pytest
 import torch
 from processes import checkpointed, children, running, wait_for
 
-from ddpmlab import cli, networks, registry, studies
+from ddpmlab import cli, networks, registry, samplers, schedules, studies
+from ddpmlab.denoisers import Denoising
 from ddpmlab.lab import (
     COLUMNS,
     Experiment,
@@ -39,6 +40,7 @@ from ddpmlab.lab import (
 from ddpmlab.lab import store as stores
 from ddpmlab.lab.runner import RunError, compute, pool
 from ddpmlab.lab.store import DamagedEntryWarning, Store
+from ddpmlab.studies import own_network
 
 ROOT = Path(__file__).parent.parent
 SMALL = Experiment(
@@ -527,6 +529,18 @@ def test_a_pool_whose_processes_are_gone_is_an_error_and_not_a_wait(cache, monke
         runner.compute(over_seeds([Run("a", replace(SMALL, metrics=()))], range(2)), Gone(1), progress=False)
 
 
+def test_floors_do_not_wait_for_the_one_process_that_has_the_gpu(cache, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    asked = []
+    for workers in (1, 2):
+        each = pool(workers)
+        monkeypatch.setattr(each, "submit", lambda *job, n=workers, do=each.submit: asked.append(n) or do(*job))
+    config = replace(SMALL, metrics=("course_nll_500",), n_samples=500)
+    assert runner.compute([Run("a", config)], pool(1), progress=False) == []
+    assert sorted(asked) == [1, 2]
+    assert stages.score(config)["course_nll_500"] > 0
+
+
 def test_a_process_that_is_killed_is_named_and_the_next_run_goes_on(cache):
     long = [Run("a", replace(SMALL, metrics=(), training=Training(n_steps=8_000, batch_size=16)))]
     victim = pool(1).submit(os.getpid).result()
@@ -693,6 +707,25 @@ def test_a_part_that_cannot_be_hashed_is_made_like_any_other():
         assert parts.spelt_out({"name": "own"}) == {"name": "own", "step": 1}
     finally:
         del registry.Registry._all["test part"]
+
+
+class Noiseless(Denoising):
+    """Predicts no noise at all."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x_t, t, label=None):
+        return x_t / self.schedule(t)[0]
+
+
+def test_sampling_multiplies_what_is_not_taken_off_by_one_over_alpha_at_the_end():
+    chain = schedules.make("linear", n_steps=20, lbeta=1e-3, ubeta=0.3)
+    x_T = torch.full((4, 2), 2.0, dtype=torch.float64)
+    *_, x_0 = samplers.make("ddim")(Noiseless(chain), x=x_T)
+    assert torch.allclose(x_0, x_T * own_network.growth(chain))
+    assert own_network.growth(chain) == pytest.approx(float((1 - chain.betas).prod() ** -0.5))
 
 
 def test_every_row_of_the_reports_own_network_has_every_seed():

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,3 +132,12 @@ def test_early_stopping_takes_the_step_of_the_other_seeds():
     assert study.stopped(values).tolist() == [5.0, 9.0, 3.0]
     with pytest.raises(ValueError, match="1 seed"):
         study.stopped(values.iloc[:1])
+
+
+def test_a_path_kl_from_a_level_up_is_the_integral_from_there():
+    levels = [0.01, 0.02, 0.5, 8.0]
+    constant = pd.Series(3.0, index=levels)
+    assert study.from_level(constant, 0) == pytest.approx(3 * math.log(800))
+    assert study.from_level(constant, 2) == pytest.approx(3 * math.log(16))
+    line = pd.Series([math.log(level) for level in levels], index=levels)  # the trapezoid rule is exact for it
+    assert study.from_level(line, 1) == pytest.approx((math.log(8) ** 2 - math.log(0.02) ** 2) / 2)

@@ -290,19 +290,24 @@ def expected(jobs: Iterable[list[Run]], runs: Iterable[Run], store: Store | None
     return seconds
 
 
-def _as_done(futures: Iterable[Future], executor: Executor) -> Iterator[Future]:
-    """Futures as they are done.
+def _as_done(homes: Mapping[Future, Executor]) -> Iterator[Future]:
+    """Futures as they are done, each of an executor.
 
     Raises:
-        RunError: the pool's processes are gone and it does not say so.
+        RunError: a pool's processes are gone and it does not say so.
     """
-    left, gone = set(futures), False
+
+    def is_gone(pool: Executor) -> bool:
+        own = isinstance(pool, loky.ProcessPoolExecutor)
+        return own and not any(process.is_alive() for process in list(pool._processes.values()))
+
+    left, gone = set(homes), set()
     while left:
         done, left = wait(left, PATIENCE, FIRST_COMPLETED)
         yield from done
-        if not done and isinstance(executor, loky.ProcessPoolExecutor):
-            before, gone = gone, not any(process.is_alive() for process in list(executor._processes.values()))
-            if before and gone:
+        if not done:
+            before, gone = gone, {pool for pool in {homes[future] for future in left} if is_gone(pool)}
+            if before & gone:
                 raise RunError(f"the pool's processes are gone with {len(left)} jobs to do; {_AGAIN}")
 
 
@@ -353,26 +358,30 @@ def compute(
     }  # fmt: skip
     references = [p for p in scored.values() if not store.has("reference", stages.reference_key(*p))]
     own = executor is None
+    # floors need no GPU: where this machine's pool is the one process that has it, all its cores compute them
+    beside = pool() if own or executor in _pools.values() else executor
+    executor = executor or beside
+    homes: dict[Future, Executor] = {}
     futures: dict[Future, list[Run]] = {}
     seconds: dict[Future, float] = {}
     failed: list[tuple[list[Run], Exception]] = []
     try:
         for pair in references:  # a pool's processes start while the jobs are still being counted
-            executor = executor or pool()
-            futures[executor.submit(_work, payload([], pair))] = []
+            futures[future := beside.submit(_work, payload([], pair))] = []
+            homes[future] = beside
         jobs = missing(runs, store)
         if not jobs and not references:
             return []
-        executor = executor or pool()
         costs = expected(jobs, runs, store) if progress else [1.0] * len(jobs)
         for job, needed in sorted(zip(jobs, costs, strict=True), key=_turn):
             futures[future := executor.submit(_work, payload(job))] = job
-            seconds[future] = needed
-        # a job counts by its expected seconds, so that the time left is an estimate
+            seconds[future], homes[future] = needed, executor
+        # a job counts by its expected seconds, so that the time left is an estimate; floors do not, as none is known
         form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        total = sum(seconds.values()) + len(references)
-        with tqdm(total=total, desc=title, disable=not progress, mininterval=1.0, bar_format=form) as bar:
-            for count, future in enumerate(_as_done(futures, executor), 1):
+        with tqdm(
+            total=sum(seconds.values()), desc=title, disable=not progress, mininterval=1.0, bar_format=form
+        ) as bar:
+            for count, future in enumerate(_as_done(homes), 1):
                 try:
                     if (late := future.result()) is not None:
                         raise late
@@ -383,10 +392,11 @@ def compute(
                         raise error from None
                     failed.append((futures[future], error))
                 bar.set_postfix_str(f"{count} of {len(futures)} jobs", refresh=False)
-                bar.update(seconds.get(future, 1.0))
+                bar.update(seconds.get(future, 0.0))
     except BaseException as error:
         if executor in _pools.values() and (own or not isinstance(error, Exception)):
-            stop(executor)  # with its jobs; it stumbles over one that was cancelled before
+            for each in {executor, beside}:
+                stop(each)  # with its jobs; it stumbles over one that was cancelled before
         else:
             for future in futures:
                 future.cancel()

@@ -134,10 +134,11 @@ def feature_network(device: torch.device | str = "cpu") -> FeatureNetwork:
 @torch.no_grad()
 def _features_and_logits(x: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     network, both = feature_network(x.device), ([], [])
-    for batch in x.split(batch_size):
-        found = network.features(batch)
-        both[0].append(found)
-        both[1].append(network.head(found))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default a GPU's convolutions keep 10 bits
+        for batch in x.split(batch_size):
+            found = network.features(batch)
+            both[0].append(found)
+            both[1].append(network.head(found))
     return torch.cat(both[0]), torch.cat(both[1])
 
 

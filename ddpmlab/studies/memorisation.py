@@ -90,3 +90,17 @@ def stopped(values: pd.DataFrame) -> np.ndarray:
     if len(values) < 2:
         raise ValueError(f"{len(values)} seed; a step is chosen on some and read on another, which needs 2")
     return np.array([row[values.drop(index=seed).mean().idxmin()] for seed, row in values.iterrows()])
+
+
+def from_level(terms: pd.Series, k: int) -> float:
+    r"""A path KL from its k-th noise level up, nats.
+
+    .. math:: \int_{\lambda_k} f\,d\lambda, \qquad \lambda = \ln \sigma/\alpha,
+
+    by the trapezoid rule.
+
+    Args:
+        terms: :math:`f = \mathrm{SNR}\,E|D - D^\ast|^2`, by its noise levels :math:`\sigma/\alpha`, which rise.
+        k: place of the lowest level that counts.
+    """
+    return float(np.trapezoid(terms.to_numpy()[k:], np.log(terms.index.to_numpy()[k:])))

@@ -10,6 +10,7 @@ from ddpmlab import schedules as forward
 from ddpmlab.data import make as make_law
 from ddpmlab.denoisers import ExactDenoiser
 from ddpmlab.lab import SCORES, Run, Training, over_seeds, recipes
+from ddpmlab.schedules import DiscreteSchedule
 from ddpmlab.studies import HOMEWORK_LAWS, register
 from ddpmlab.studies.diffusion_steps import BETAS
 
@@ -38,6 +39,13 @@ class NonNegative(ExactDenoiser):
         alpha, sigma = self.scales(x_t, t)
         noise = (x_t - alpha * super().forward(x_t, t)) / sigma
         return (x_t - sigma * noise.clamp_min(0)) / alpha
+
+
+def growth(chain: DiscreteSchedule) -> float:
+    r"""By how much sampling multiplies what it is not asked to take off, :math:`1/\alpha_T`: a step's mean has the
+    factor :math:`1/\sqrt{1 - \beta_t}` (Ho et al. 2020, eq. 11).
+    """
+    return 1 / float(chain(chain.t_max)[0])
 
 
 def chains(steps: list[int], pairs: list, schedules: list[str]) -> dict[tuple[int, str], dict]:

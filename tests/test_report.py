@@ -74,6 +74,8 @@ def test_numbers_as_pages_print_them():
     assert report.between(1.7043, 1.3547, 2.0503) == "1.70 (1.35 to 2.05)"
     assert report.between(-142.1, -166.5, -117.7) == "−142 (−166 to −118)"
     assert report.between(-0.0004, -0.06, 0.06) == "0.000 (−0.060 to 0.060)"
+    assert report.between(4.85, 0.03, 9.67) == "4.85 (0.03 to 9.67)"  # not 4.9 (0.0 to 9.7)
+    assert report.between(1.0, 0.0, 2.0) == "1.0 (0.0 to 2.0)"
     assert report.spread([100_000.0, 200_000.0]) == "150,000 ± 70,711"
     assert report.interval([2.5]) == "2.5 (2.5 to 2.5)"
     assert report.spread([90.0, 94.0]) == "92.0 ± 2.8"

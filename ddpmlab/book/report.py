@@ -206,8 +206,14 @@ def _decimals(scale: float, digits: int) -> int:
 
 
 def between(mean: float, low: float, high: float, digits: int = 2) -> str:
-    """A mean and its interval, to `digits` significant ones of its half-width: `1.70 (1.35 to 2.05)`."""
+    """A mean and its interval, to `digits` significant ones of its half-width: `1.70 (1.35 to 2.05)`.
+
+    To one or two more where an end that is not zero would read as one: on which side of zero it lies decides.
+    """
     decimals = min(_decimals((high - low) / 2 or abs(mean), digits), 6)
+    for more in (decimals + 1, decimals + 2):
+        if not all(round(end, decimals) or not end for end in (low, high)):
+            decimals = more
     low, mean, high = (_signed(f"{v:,.{decimals}f}") for v in (low, mean, high))
     return f"{mean} ({low} to {high})"
 

@@ -182,8 +182,9 @@ def _diffusion_steps() -> dict[str, Row]:
         ):  # the scatter of real points less the fall: minus (fall - scatter)
             terms = ((-1, metric, f"T=200{suffix}"), (1, metric, f"T=50{suffix}"))
             rows[f"diffusion-steps-marginal-{name}-{law}"] = Row(page, law, terms, above="floor_sd", scale=scale)
-        terms = ((-1, "emd_128", "T=50"), (1, "emd_128", "T=10"))
-        rows[f"diffusion-steps-marginal-emd-early-{law}"] = Row(page, law, terms, above="floor_sd", scale=-1.0)
+        for name, metric, scale in (("emd", "emd_128", -1.0), ("fine", "energy_distance", -1e3)):
+            terms = ((-1, metric, "T=50"), (1, metric, "T=10"))
+            rows[f"diffusion-steps-marginal-{name}-early-{law}"] = Row(page, law, terms, above="floor_sd", scale=scale)
     return rows
 
 

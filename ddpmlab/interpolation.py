@@ -880,7 +880,7 @@ class Comparison:
         return np.array([row["value"] for row in self.rows if row["way"] == way and row["metric"] == metric])
 
 
-SHARES = ("monotone", "hit", "ghost_inside", "answer")
+SHARES = ("monotone", "hit", "hit_even", "ghost_inside", "answer")
 """Metrics of `measure_paths` that are 0 or 1 for a pair."""
 
 

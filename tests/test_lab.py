@@ -535,9 +535,12 @@ def test_floors_do_not_wait_for_the_one_process_that_has_the_gpu(cache, monkeypa
     for workers in (1, 2):
         each = pool(workers)
         monkeypatch.setattr(each, "submit", lambda *job, n=workers, do=each.submit: asked.append(n) or do(*job))
-    config = replace(SMALL, metrics=("course_nll_500",), n_samples=500)
-    assert runner.compute([Run("a", config)], pool(1), progress=False) == []
+    config, moved = replace(SMALL, metrics=("course_nll_500",), n_samples=500), []
+    bar = type("Bar", (runner.tqdm,), {"update": lambda self, n=1: moved.append(n) or super(bar, self).update(n)})
+    monkeypatch.setattr(runner, "tqdm", bar)
+    assert runner.compute([Run("a", config)], pool(1)) == []
     assert sorted(asked) == [1, 2]
+    assert (min(moved), len(moved)) == (0, 2)  # nor do they count as work done: nobody knows their seconds
     assert stages.score(config)["course_nll_500"] > 0
 
 

@@ -39,6 +39,7 @@ _INTERVAL = re.compile(rf"({_DECIMAL})%? \((?:[^()\d]*)({_DECIMAL}) to ({_DECIMA
 _ENDS = re.compile(rf"({_DECIMAL})%? to ({_DECIMAL})%?")
 _SPREAD = re.compile(rf"({_DECIMAL}) ± ({_DECIMAL})")
 _NUMBER = re.compile(rf"(?<![\w.])({_DECIMAL})")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _PATTERNS = {"interval": _INTERVAL, "spread": _SPREAD, "number": _NUMBER}
 _COLUMNS = {"number": (0, 1, 2, 3), "interval": (0, 1, 2), "spread": (0, 3), "ends": (1, 2)}
 _LAST_DIGIT, _SIX_DIGITS = 5e-6, 2e-6
@@ -61,6 +62,22 @@ def glued(page: nbformat.NotebookNode) -> dict[str, float | str]:
             if name and text is not None:
                 found[name] = ast.literal_eval(text)
     return found
+
+
+def sentence(text: str, part: str) -> str:
+    """Of a glued text the `first` sentence, or the `rest`, which may be empty.
+
+    An opening of three words or fewer, such as `In part.`, belongs to the sentence that it opens.
+
+    Raises:
+        ValueError: another part.
+    """
+    if part not in ("first", "rest"):
+        raise ValueError(f"unknown part {part!r} of a text; choose first or rest")
+    end = next((m for m in _SENTENCE.finditer(text) if len(text[: m.start()].split()) > 3), None)
+    if end is None:
+        return text if part == "first" else ""
+    return text[: end.start()] if part == "first" else text[end.end() :]
 
 
 @dataclass(frozen=True)

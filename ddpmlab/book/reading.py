@@ -16,9 +16,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from ddpmlab.book.glued import glued
+from ddpmlab.book.glued import glued, sentence
 
 _GLUED = re.compile(r"\{glue:text\}`([^`:]+)(?::[^`]*)?`")
+_PART = re.compile(r"\{glued\}`(\S+) (\w+)`")
 _ROLE = re.compile(r"\{[a-z:]+\}`([^`]*?)(?: <[^>]*>)?`")
 _FORMULA = re.compile(r"\$\$.*?\$\$( \([\w-]+\))?", re.DOTALL)
 _END = re.compile(r"(?<=[.!?:;])\s+(?=[\"'*A-ZÀ-Ý\d])")
@@ -74,7 +75,8 @@ def read(page: nbformat.NotebookNode) -> Reading:
     """Count one page that was run."""
     values = {name: value if isinstance(value, str) else f"{value:.3g}" for name, value in glued(page).items()}
     sources = [cell.source for cell in page.cells if cell.cell_type == "markdown"]
-    texts = [_ROLE.sub(r"\1", _GLUED.sub(lambda m: values.get(m[1], m[1]), source)) for source in sources]
+    texts = [_PART.sub(lambda m: sentence(values.get(m[1], m[1]), m[2]), source) for source in sources]
+    texts = [_ROLE.sub(r"\1", _GLUED.sub(lambda m: values.get(m[1], m[1]), text)) for text in texts]
     found = [text for source in texts for text in paragraphs(source)]
     described = [c.metadata.get("mystnb", {}).get("figure", {}) for c in page.cells]
     named = {figure["name"]: figure.get("caption", "") for figure in described if figure.get("name")}

@@ -4,6 +4,7 @@ Directives and roles, all read from `results/` when the book is built:
 
 - role `claim`: one field of one row of `claims.csv`, such as `epochs-helix measured`, or the words of its verdict;
 - role `measured`: a score of a page's table, or its change between two variants, with its interval;
+- role `glued`: the first sentence of a text that the page glued, `name first`, or what follows it, `name rest`;
 - role `built`: what the book is built from, its `version`, `commit` or `date`;
 - ``{verdicts}``: every row of `claims.csv` as a table, sorted and filtered in the page by `_static/verdicts.js`;
 - ``{answers}``: questions with the claims that answer them, one a line;
@@ -39,6 +40,7 @@ from textwrap import indent
 from types import ModuleType
 
 import click
+import nbformat
 import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -47,6 +49,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 
+from ddpmlab.book.glued import glued, sentence
 from ddpmlab.book.plotting import LAW_TITLES
 from ddpmlab.book.report import VERDICTS, interval, measured_text, number
 from ddpmlab.files import git
@@ -247,6 +250,19 @@ class MeasuredRole(_FromBook, SphinxRole):
             log.warning(f"{{measured}}`{self.text}`: {why}", location=self.get_location())
         text = text or "\N{EN DASH}"
         return [nodes.inline(text, text, classes=["claim"])], []
+
+
+class GluedRole(SphinxRole):
+    """Of `name first` the first sentence of a text that the page glued, of `name rest` what follows it."""
+
+    def run(self):
+        name, _, part = self.text.partition(" ")
+        texts = glued(nbformat.read(self.env.doc2path(self.env.docname), as_version=4))
+        try:
+            return [nodes.Text(sentence(texts[name], part))], []
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning(f"{{glued}}`{self.text}`: {error!r}", location=self.get_location())
+            return [], []
 
 
 def built(book: Path) -> dict[str, str]:
@@ -985,6 +1001,7 @@ def setup(app):
     """Sphinx's entry point."""
     app.add_role("claim", ClaimRole())
     app.add_role("measured", MeasuredRole())
+    app.add_role("glued", GluedRole())
     app.add_role("built", BuiltRole())
     app.add_directive("verdicts", Verdicts)
     app.add_directive("answers", Answers)

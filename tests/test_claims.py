@@ -7,6 +7,7 @@ template has changed since it was run fails, until it is run again.
 import csv
 import json
 import math
+import runpy
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -471,6 +472,46 @@ def test_claims_on_garments_follow_from_the_table():
     assert set(claims) == set(expected)
     for id, values in expected.items():
         assert matches(claims[id], *judged(values)), id
+
+
+def test_what_the_page_says_of_other_trainings_follows_from_their_table():
+    table = read("fashion_trainings.csv")
+    value, score = {(r["variant"], int(r["seed"]), r["metric"]): r for r in table}, "frechet_distance"
+
+    def left(row):
+        reads, floor, ceiling = (float(row[k]) for k in ("value", "floor_mean", "ceiling"))
+        return (reads - floor) / (ceiling - floor)
+
+    def of(name):
+        found = {seed: row for (variant, seed, metric), row in value.items() if (variant, metric) == (name, score)}
+        for seed, row in found.items():
+            assert left(row) == pytest.approx(float(value[name, seed, "frechet_left"]["value"]), rel=1e-5)
+        return [left(found[seed]) for seed in sorted(found)]
+
+    page = [r for r in read("fashion_mnist.csv") if (r["part"], r["metric"]) == ("best", score)]
+    for name in ("U-Net", "U-Net, guided"):
+        base, guided = name.partition(", ")[0], name.removeprefix("U-Net")
+        ours, committed = of(name), of(f"{base}, committed weights{guided}")
+        own = statistics.mean(left(r) for r in page if r["variant"] == name)
+        assert (len(ours), len(committed)) == (4, 1)
+        assert min(own, *committed) > max(ours)
+        assert committed[0] == pytest.approx(own, rel=0.15)
+        assert min(ours) <= of(f"{base} in float32{guided}")[0] <= max(ours)
+    assert max(of("U-Net, guided")) < 0.01
+    asked = runpy.run_path(str(ROOT / "benchmarks/fashion_trainings.py"))["runs"](4, 5_000, 10_000)
+    assert {(run.variant, run.config.seed) for run in asked} == {key[:2] for key in value}
+
+
+def test_the_page_computed_on_a_gpu_has_the_rows_and_the_floors_of_the_page():
+    ours, there = (read(f"fashion_mnist{suffix}.csv") for suffix in ("", "_h100"))
+    factors = [name for name in ours[0] if name not in ("value", "floor_mean", "floor_sd", "ceiling")]
+    assert sorted([row[k] for k in factors] for row in ours) == sorted([row[k] for k in factors] for row in there)
+    floors = [
+        {(r["metric"], r["floor_mean"][:5], r["ceiling"][:5]) for r in rows if r["ceiling"]} for rows in (ours, there)
+    ]
+    assert floors[0] == floors[1]
+    seconds = [{float(r["value"]) for r in rows if r["metric"] == "seconds_train"} for rows in (ours, there)]
+    assert max(seconds[1]) < 0.1 * max(seconds[0])
 
 
 def test_claims_on_sleeves_follow_from_the_table():

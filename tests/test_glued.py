@@ -26,6 +26,23 @@ def test_the_check_is_sharp_enough_to_notice_a_number_left_behind(answers):
     assert sharp > 0.4 * found  # the rest are counts, parameters and texts of one or two digits
 
 
+@pytest.mark.parametrize(
+    ("text", "first", "rest"),
+    [
+        ("A little: 1.5 (0.3 to 2.7) less. Not more. Done.", "A little: 1.5 (0.3 to 2.7) less.", "Not more. Done."),
+        ("In part. A part of it does this. The rest is open.", "In part. A part of it does this.", "The rest is open."),
+        ("One sentence, of T. 50 and no other.", "One sentence, of T. 50 and no other.", ""),
+    ],
+)
+def test_a_text_is_cut_behind_its_first_sentence(text, first, rest):
+    assert (glued.sentence(text, "first"), glued.sentence(text, "rest")) == (first, rest)
+
+
+def test_a_text_has_no_other_parts():
+    with pytest.raises(ValueError, match="'last' of a text; choose first or rest"):
+        glued.sentence("A text.", "last")
+
+
 @pytest.fixture(scope="module")
 def known():
     """A table of three variants and five seeds, and a parameter."""

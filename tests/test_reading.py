@@ -31,3 +31,11 @@ def test_a_page_is_counted_as_it_is_read():
     assert (found.captions, found.figures, found.tables) == ([2], {"fig-one": False}, 1)
     page.cells[0].source += "\nSee {numref}`fig-one`.\n"
     assert reading.read(page).figures == {"fig-one": True}
+
+
+def test_a_part_of_a_glued_text_is_counted_by_its_own_words():
+    record = {"application/papermill.record/text/plain": repr("Five words are said first. Two more.")}
+    output = nbformat.v4.new_output("display_data", record, metadata={"scrapbook": {"name": "n"}})
+    cells = [nbformat.v4.new_markdown_cell("{glued}`n first`\n\n{glued}`n rest`")]
+    page = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("1", outputs=[output])])
+    assert reading.read(page).paragraphs == [5, 2]

@@ -10,10 +10,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from conftest import ROOT
 
 from ddpmlab import samplers
 from ddpmlab.book import pdf, report, sphinx_ext
+from ddpmlab.book.glued import sentence
 from ddpmlab.registry import names_of
 
 RESULTS = ROOT / "book" / "results"
@@ -60,6 +62,15 @@ def test_every_link_inside_leads_somewhere(site):
             if missing:
                 broken.append(f"{page.relative_to(site)}: {link}")
     assert not broken
+
+
+def test_an_answer_is_one_sentence_in_a_box_and_a_table_of_at_most_four_rows(site):
+    for page in (site / "studies").glob("*.html"):
+        box = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one("article .admonition")
+        said = " ".join(p.get_text() for p in box.select("p:not(.admonition-title)"))
+        assert (len(said) > 30, sentence(said, "rest")) == (True, ""), page.name
+        table = next(table for table in box.find_all_next("table") if not table.find_parent("details"))
+        assert 2 <= len(table.select("tbody tr")) <= 4, page.name
 
 
 def test_every_page_is_reached_from_the_front_page_and_every_picture_is_on_a_page(site):

@@ -40,11 +40,14 @@ def runs(seeds: int, steps: int, samples: int) -> list[Run]:
 
 
 def with_left(table: pd.DataFrame) -> pd.DataFrame:
-    """The table and, as `frechet_left`, the fraction left of the Fréchet distance from noise to real pictures."""
-    rows = table[table["metric"].str.startswith("frechet_distance") & ~table["metric"].str.contains("train")]
-    left = (rows["value"] - rows["floor_mean"]) / (rows["ceiling"] - rows["floor_mean"])
-    bare = {"floor_mean": None, "floor_sd": None, "ceiling": None}
-    return pd.concat([table, rows.assign(metric="frechet_left", value=left, **bare)], ignore_index=True)
+    """The table and, as `frechet_left` and `kernel_left`, what is left of two distances from noise to real pictures."""
+    found = [table]
+    for kind in ("frechet", "kernel"):
+        rows = table[table["metric"].str.fullmatch(rf"{kind}_distance(_\d+)?")]
+        left = (rows["value"] - rows["floor_mean"]) / (rows["ceiling"] - rows["floor_mean"])
+        bare = {"floor_mean": None, "floor_sd": None, "ceiling": None}
+        found.append(rows.assign(metric=f"{kind}_left", value=left, **bare))
+    return pd.concat(found, ignore_index=True)
 
 
 def main() -> None:

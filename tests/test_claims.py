@@ -504,6 +504,24 @@ def test_what_the_page_says_of_other_trainings_follows_from_their_table():
     assert {(run.variant, run.config.seed) for run in asked} == {key[:2] for key in value}
 
 
+def test_sentences_beside_the_answers_follow_from_the_tables():
+    def of(page, law, metric, variant):
+        rows = [r for r in read(f"{page}.csv") if (r["dataset"], r["metric"], r["variant"]) == (law, metric, variant)]
+        assert rows, variant
+        return [float(r["value"]) for r in sorted(rows, key=lambda r: int(r["seed"]))]
+
+    after = {i: statistics.mean(of("complexity", "helix", "chain_kl", f"model={i}")) for i in (3, 4, 5)}
+    assert after[3] < min(after[4], after[5])
+    other, path = (of("rivals", "helix", *which) for which in (("kl_exact", "mixture, best"), ("kl", "diffusion")))
+    assert judged([a - b for a, b in zip(other, path, strict=True)])[3] == "reproduced"
+    assert min(of("settled", "sin_5_5", "kl", "9000 steps, drawn afresh")) > 0.01
+    assert min(of("settled", "sin_5_5", "kl", "27000 steps, drawn afresh")) > 0.01
+    (noise,) = {
+        float(r["ceiling"]) for r in read("parts.csv") if r["variant"] == "ancestral, 8 evaluations" and r["ceiling"]
+    }
+    assert min(of("parts", "two_moons", "sliced_wasserstein", "ancestral, 8 evaluations")) > noise
+
+
 def test_the_page_computed_on_a_gpu_has_the_rows_and_the_floors_of_the_page():
     ours, there = (read(f"fashion_mnist{suffix}.csv") for suffix in ("", "_h100"))
     factors = [name for name in ours[0] if name not in ("value", "floor_mean", "floor_sd", "ceiling")]
